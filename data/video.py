@@ -1,0 +1,151 @@
+"""Reading video: random access by integer frame index (decord), sequential streams (PyAV), one kind of error.
+
+Every fault of a file is a VideoError that names the path and the reason; raw errors of the two libraries never leave here.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtskip.errors import VideoError
+
+# decord retries this often at the end of a damaged file before it gives up; its default makes such a file look like a hang.
+os.environ.setdefault("DECORD_EOF_RETRY_MAX", "64")
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Facts of one file: exact source frame rate, number of frames, duration in seconds, size in pixels."""
+
+    path: Path
+    fps: Fraction
+    frames: int
+    width: int
+    height: int
+
+    @property
+    def duration(self) -> float:
+        return float(self.frames / self.fps)
+
+
+def source_index(info: VideoInfo, frame: int, fps: float) -> int:
+    """The source frame on screen at model frame ``frame`` (time ``frame / fps``), exact in integers; never a later one."""
+    return min(int(Fraction(frame) * info.fps / Fraction(fps)), info.frames - 1)
+
+
+def model_frames(info: VideoInfo, fps: float) -> int:
+    """How many frames a model sees that samples the whole video at ``fps``: times 0, 1/fps, ... before its end."""
+    return -int(-info.frames * Fraction(fps) / info.fps // 1)
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        stat = path.stat()
+    except OSError as e:
+        raise VideoError(f"{path}: video cannot be read ({e.strerror or e})") from None
+    if path.is_dir():
+        raise VideoError(f"{path}: expected a video file, this is a folder")
+    if stat.st_size == 0:
+        raise VideoError(f"{path}: video is empty (0 bytes)")
+    return stat
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A PyAV container and its video stream; PyAV's errors inside the block become VideoError."""
+    import av
+
+    _stat(path)
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+                raise VideoError(f"{path}: no video stream (the file holds {kinds})")
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"
+            yield container, stream
+    except (av.FFmpegError, OSError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        raise VideoError(f"{path}: not a readable video, or truncated ({reason})") from None
+
+
+@lru_cache(maxsize=4096)
+def _probe(path: Path, size: int, mtime: int) -> VideoInfo:
+    with _opened(path) as (container, stream):
+        rate = stream.average_rate or stream.guessed_rate
+        if not rate:
+            raise VideoError(f"{path}: the video stream has no frame rate")
+        count = sum(1 for packet in container.demux(stream) if packet.size)
+        told = stream.frames or count
+        if count == 0:
+            raise VideoError(f"{path}: no video frames")
+        if count < told:
+            raise VideoError(f"{path}: truncated: the header promises {told} frames, {count} are in the file")
+        return VideoInfo(path, Fraction(rate), count, stream.width, stream.height)
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Facts of a file, remembered until the file changes. Raises VideoError for a missing, empty, truncated or audio-only one."""
+    path = Path(path)
+    stat = _stat(path)
+    return _probe(path, stat.st_size, stat.st_mtime_ns)
+
+
+def read_frames(path: str | Path, indices: Sequence[int], size: int | None = None) -> np.ndarray:
+    """Source frames by integer index, resized to ``size`` x ``size`` while decoding (None: as they are).
+
+    Returns uint8 RGB ``[N, H, W, 3]``. Raises VideoError for a broken file or an index past the end.
+    """
+    import torch  # noqa: F401  decord must come after torch, otherwise their libraries clash
+
+    import decord
+
+    path = Path(path)
+    info = probe(path)
+    wrong = [i for i in indices if not 0 <= i < info.frames]
+    if wrong:
+        raise VideoError(f"{path}: frame index {wrong[0]} is outside the video; it has {info.frames} frames (0 to {info.frames - 1})")
+    side = size or -1
+    if not len(indices):
+        return np.zeros((0, size or info.height, size or info.width, 3), np.uint8)
+    try:
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), width=side, height=side, num_threads=1)
+        frames = reader.get_batch([int(i) for i in indices]).asnumpy()
+    except (RuntimeError, decord.DECORDError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise VideoError(f"{path}: cannot decode frames, the file is damaged or truncated ({reason})") from None
+    if len(frames) != len(indices):
+        raise VideoError(f"{path}: asked for {len(indices)} frames, {len(frames)} could be decoded: damaged or truncated")
+    return frames
+
+
+def stream_frames(path: str | Path, fps: float, size: int | None = None) -> Iterator[tuple[float, int, np.ndarray]]:
+    """The video as it plays, one frame at a time at ``fps`` model frames per second, holding one decoded frame in memory.
+
+    Yields ``(time in seconds, source frame index, uint8 RGB [H, W, 3])``, the same source frames as ``source_index``.
+    A file that breaks off yields what it has and then raises VideoError.
+    """
+    path = Path(path)
+    with _opened(path) as (container, stream):
+        rate = Fraction(stream.average_rate or stream.guessed_rate or 0)
+        if not rate:
+            raise VideoError(f"{path}: the video stream has no frame rate")
+        step, due, seen = rate / Fraction(fps), 0, 0
+        for frame in container.decode(stream):
+            while int(due * step) <= seen:
+                if int(due * step) == seen:
+                    sized = frame.reformat(size, size, "rgb24", interpolation="BICUBIC") if size else frame
+                    yield due / fps, seen, sized.to_ndarray(format="rgb24")
+                due += 1
+            seen += 1
+        if seen == 0:
+            raise VideoError(f"{path}: no video frames")
+        if stream.frames and seen < stream.frames:
+            raise VideoError(f"{path}: truncated: the header promises {stream.frames} frames, {seen} could be decoded")
