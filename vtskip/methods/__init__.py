@@ -1,0 +1,43 @@
+"""All methods by name, and the one place that turns a name, dict, YAML file or object into a method."""
+
+from pathlib import Path
+from typing import Any
+
+from vtskip.config import parse, read_yaml
+from vtskip.errors import ConfigError, nearest
+from vtskip.methods.base import LayerPlanner, Method
+from vtskip.methods.baselines import Random, Uniform
+from vtskip.methods.dense import Dense
+from vtskip.methods.mod import Mod
+from vtskip.methods.shortv import ShortV
+from vtskip.methods.skip_ffn import SkipFFN
+
+METHODS: dict[str, type[Method]] = {
+    "dense": Dense,
+    "mod": Mod,
+    "shortv": ShortV,
+    "skip_ffn": SkipFFN,
+    "random": Random,
+    "uniform": Uniform,
+}
+
+__all__ = ["METHODS", "LayerPlanner", "Method", "get_method"]
+
+
+def get_method(spec: Method | dict[str, Any] | str | Path) -> Method:
+    """A method from itself, a dict with ``name``, a name (its defaults), or the path of a YAML file.
+
+    Raises ConfigError that names the unknown method or key and the nearest one that exists.
+    """
+    if isinstance(spec, Method):
+        return spec
+    if isinstance(spec, str) and not spec.endswith((".yaml", ".yml")):
+        spec = {"name": spec}
+    source = "method" if isinstance(spec, dict) else str(spec)
+    values = dict(spec) if isinstance(spec, dict) else read_yaml(spec)
+    name = values.get("name")
+    if name not in METHODS:
+        raise ConfigError(
+            f"{source}: unknown method {name!r}{nearest(str(name), METHODS)}; known: {', '.join(METHODS)}"
+        )
+    return parse(METHODS[name], values, f"{source} {name!r}" if source == "method" else source)

@@ -1,0 +1,34 @@
+"""The contract of a method: a strict configuration that makes one planner per decoder layer."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from vtskip.config import StrictModel
+from vtskip.plan import DecoderShape, LayerPlan, RowMap
+
+
+class LayerPlanner(nn.Module):
+    """Plans one layer. Subclasses hold what the decision needs (a router, a keep ratio) and implement ``forward``."""
+
+    router: nn.Module | None = None
+
+    def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
+        raise NotImplementedError
+
+    def touch(self, hidden: Tensor) -> Tensor | None:
+        return None if self.router is None else self.router(hidden[:, :1]).sum() * 0
+
+
+class Method(StrictModel):
+    """Base of all methods. The same object comes from Python, a dict, or a YAML file."""
+
+    paper: ClassVar[str] = ""
+    trained: ClassVar[bool] = False
+    skips: ClassVar[str] = ""
+
+    name: str
+
+    def planner(self, layer: int, shape: DecoderShape) -> LayerPlanner | None:
+        """The planner of ``layer``, or None where the method leaves the layer as it is."""
+        raise NotImplementedError

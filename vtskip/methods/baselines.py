@@ -1,0 +1,63 @@
+"""Keeping rows without looking at them: the controls every learned selection has to beat at equal counts."""
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from vtskip.methods.base import LayerPlanner, Method
+from vtskip.plan import DecoderShape, LayerPlan, RowMap
+from vtskip.routers import evenly_per_group, position_noise, topk_per_group
+from vtskip.schedules import Interleaved, Keep, Schedule
+
+
+class Random(Method):
+    """The same number of rows per frame as ``mod``, drawn at random without replacement.
+
+    The draw is a pure function of seed, layer and content position: the same in any batch, chunking or rerun. (VideoLLM-MoD's
+    own random rows keep tokens of the first frame only; these do not.)
+    """
+
+    skips: ClassVar[str] = "attention, FFN and KV of random rows, per frame, in every other layer"
+
+    name: Literal["random"] = "random"
+    keep: Keep = 0.2
+    schedule: Schedule = Interleaved()
+    seed: int = 0
+
+    def planner(self, layer: int, shape: DecoderShape) -> LayerPlanner | None:
+        keep = self.schedule.resolve(shape.layers, self.keep)[layer]
+        return None if keep is None else RandomPlanner(keep, seed=self.seed * 1000 + layer)
+
+
+class RandomPlanner(LayerPlanner):
+    def __init__(self, keep: float, seed: int):
+        super().__init__()
+        self.keep, self.seed = keep, seed
+
+    def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
+        kept = topk_per_group(position_noise(rows.position, self.seed), rows, self.keep)
+        return LayerPlan.of(rows.text_and(kept, rows.kept_counts(self.keep)))
+
+
+class Uniform(Method):
+    """The same number of rows per frame as ``mod``, at equal distances inside the frame."""
+
+    skips: ClassVar[str] = "attention, FFN and KV of evenly spaced rows, per frame, in every other layer"
+
+    name: Literal["uniform"] = "uniform"
+    keep: Keep = 0.2
+    schedule: Schedule = Interleaved()
+
+    def planner(self, layer: int, shape: DecoderShape) -> LayerPlanner | None:
+        keep = self.schedule.resolve(shape.layers, self.keep)[layer]
+        return None if keep is None else UniformPlanner(keep)
+
+
+class UniformPlanner(LayerPlanner):
+    def __init__(self, keep: float):
+        super().__init__()
+        self.keep = keep
+
+    def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
+        kept = evenly_per_group(rows, self.keep)
+        return LayerPlan.of(rows.text_and(kept, rows.kept_counts(self.keep)))

@@ -1,0 +1,70 @@
+"""Mixture-of-Depths for vision tokens, as in VideoLLM-MoD (arXiv 2408.16730)."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vtskip.methods.base import LayerPlanner, Method
+from vtskip.plan import DecoderShape, LayerPlan, RowMap
+from vtskip.routers import Router, topk_per_group
+from vtskip.schedules import Interleaved, Keep, Schedule
+
+AlwaysKeep = Literal["none", "first", "last"]
+
+
+class Mod(Method):
+    """Per-frame top-k routers: the best rows of each frame run through a routed layer, the others pass it by.
+
+    A routed layer scores each vision row of its input, ``s = sigmoid(w x + b)``, and keeps the ``ceil(keep * F)`` best
+    of every frame of F rows; skipped rows expose no K/V there. Kept rows leave as ``s * Layer(x)``.
+
+    Attributes:
+        keep: fraction of each frame's rows that a routed layer keeps.
+        schedule: the routed layers; the paper's interleaved layers 1, 3, 5, ... by default.
+        combine: ``output`` weighs the whole layer output (the released code, default), ``delta`` only the layer's own
+            contribution, ``x + s (Layer(x) - x)`` (the textbook form), ``none`` leaves it unweighted: the router then
+            gets no gradient.
+        always_keep: give the ``first`` row of each frame (CLS) or the ``last`` one (which predicts speak or stay silent)
+            a place of its own among the kept; the count does not change.
+        seed: of the routers' initial weights.
+    """
+
+    paper: ClassVar[str] = "VideoLLM-MoD, arXiv 2408.16730"
+    trained: ClassVar[bool] = True
+    skips: ClassVar[str] = "attention, FFN and KV of low-scored rows, per frame, in every other layer"
+
+    name: Literal["mod"] = "mod"
+    keep: Keep = 0.2
+    schedule: Schedule = Interleaved()
+    combine: Literal["output", "delta", "none"] = "output"
+    always_keep: AlwaysKeep = "none"
+    seed: int = 0
+
+    def planner(self, layer: int, shape: DecoderShape) -> LayerPlanner | None:
+        keep = self.schedule.resolve(shape.layers, self.keep)[layer]
+        return None if keep is None else ModPlanner(self, keep, Router(shape.hidden, seed=self.seed + layer))
+
+
+class ModPlanner(LayerPlanner):
+    def __init__(self, method: Mod, keep: float, router: Router):
+        super().__init__()
+        self.keep, self.combine, self.always_keep = keep, method.combine, method.always_keep
+        self.router = router
+
+    def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
+        logits = self.router(hidden)
+        kept = topk_per_group(favour(logits, rows, self.always_keep), rows, self.keep)
+        plan = LayerPlan.of(rows.text_and(kept, rows.kept_counts(self.keep)))
+        if self.combine != "none":
+            plan.gain_row = torch.where(rows.vision, logits.sigmoid(), 1.0)
+            plan.gain_on = self.combine
+        return plan
+
+
+def favour(score: Tensor, rows: RowMap, which: AlwaysKeep) -> Tensor:
+    """``score`` with the first or last row of every group put before all others."""
+    if which == "none":
+        return score
+    place = rows.offset == (0 if which == "first" else rows.group_size - 1)
+    return score.masked_fill(place & rows.vision, torch.inf)

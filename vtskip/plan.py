@@ -1,0 +1,230 @@
+"""What a method may decide and what the executor runs: rows of one forward, and one plan per decoder layer.
+
+Data only. A *row* is one position of a ``[B, S]`` batch. Nothing here knows a model, a kernel or a method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtskip.errors import ModelError
+
+
+def rows_to_keep(keep: float, size: int) -> int:
+    """``ceil(keep * size)``, at least one row; guarded against ``ceil(0.14 * 50) == 8``."""
+    return max(1, math.ceil(keep * size - 1e-9)) if size else 0
+
+
+class RowSet:
+    """A subset of the rows of every sample: ``mask`` ``[B, S]`` bool, and how many rows each sample has in it.
+
+    The counts are known on the host, so that gathering them needs no device synchronisation.
+    """
+
+    def __init__(self, mask: Tensor, counts: Sequence[int]):
+        self.mask = mask
+        self.counts = tuple(int(c) for c in counts)
+
+    @property
+    def width(self) -> int:
+        """Rows of the longest sample: the second dimension of a gathered batch."""
+        return max(self.counts, default=0)
+
+    @cached_property
+    def index(self) -> Tensor:
+        """``[B, width]``: kept positions in sequence order, right-aligned.
+
+        Shorter samples are filled on the left with rows outside the set, all distinct, so that scattering back never
+        writes one row twice.
+        """
+        return self.mask.to(torch.uint8).argsort(dim=1, stable=True)[:, self.mask.shape[1] - self.width :]
+
+    @cached_property
+    def ok(self) -> Tensor | None:
+        """``[B, width]`` False where ``index`` holds a filler; None when there is none."""
+        if min(self.counts, default=0) == self.width:
+            return None
+        start = torch.tensor([self.width - c for c in self.counts], device=self.mask.device)
+        return torch.arange(self.width, device=self.mask.device) >= start[:, None]
+
+    @cached_property
+    def flat_index(self) -> Tensor:
+        """``index`` over the flattened batch, ``[B * width]``."""
+        batch, length = self.mask.shape
+        return (self.index + torch.arange(batch, device=self.index.device)[:, None] * length).reshape(-1)
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+
+@dataclass
+class RowMap:
+    """Which rows of a forward are vision, text or padding, and to which selection group a vision row belongs.
+
+    Attributes:
+        vision: ``[B, S]`` bool.
+        valid: ``[B, S]`` bool, False on padding.
+        group: ``[B, S]`` long, ordinal of the frame or image inside its sample, -1 on other rows.
+        offset: ``[B, S]`` long, place of a vision row inside its group, 0 on other rows.
+        position: ``[B, S]`` long, place of a row among the sample's content (padding not counted, past included).
+        sizes: per sample, the number of rows of each group (host).
+        text_counts: per sample, the number of text rows (host).
+        memo: free space for a method that carries a decision from layer to layer within one forward.
+    """
+
+    vision: Tensor
+    valid: Tensor
+    group: Tensor
+    offset: Tensor
+    position: Tensor
+    sizes: tuple[tuple[int, ...], ...]
+    text_counts: tuple[int, ...]
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls,
+        vision: np.ndarray,
+        valid: np.ndarray | None = None,
+        sizes: Sequence[Sequence[int]] | None = None,
+        past: Sequence[int] | int = 0,
+        device: torch.device | str = "cpu",
+    ) -> RowMap:
+        """From host arrays. ``sizes`` are the group sizes per sample; None makes each contiguous run one group.
+
+        Raises:
+            ModelError: the group sizes of a sample do not add up to its vision rows.
+        """
+        vision = np.asarray(vision, bool)
+        valid = np.ones_like(vision) if valid is None else np.asarray(valid, bool)
+        vision = vision & valid
+        sizes = [run_lengths(row) for row in vision] if sizes is None else sizes
+        group = np.full(vision.shape, -1, np.int64)
+        offset = np.zeros(vision.shape, np.int64)
+        for b, row in enumerate(sizes):
+            n = int(vision[b].sum())
+            if sum(row) != n:
+                raise ModelError(f"sample {b}: groups of {list(row)} rows make {sum(row)}, but it has {n} vision rows")
+            group[b, vision[b]] = np.repeat(np.arange(len(row)), row)
+            offset[b, vision[b]] = np.concatenate([np.arange(s) for s in row]) if n else []
+        position = valid.cumsum(1) - 1 + np.asarray(past).reshape(-1, 1)
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        return cls(
+            vision=tensor(vision),
+            valid=tensor(valid),
+            group=tensor(group),
+            offset=tensor(offset),
+            position=tensor(position),
+            sizes=tuple(tuple(int(s) for s in row) for row in sizes),
+            text_counts=tuple(int(n) for n in (valid & ~vision).sum(1)),
+        )
+
+    @cached_property
+    def everything(self) -> RowSet:
+        """All rows that are not padding."""
+        return RowSet(self.valid, [t + sum(s) for t, s in zip(self.text_counts, self.sizes)])
+
+    @cached_property
+    def text(self) -> RowSet:
+        return RowSet(self.valid & ~self.vision, self.text_counts)
+
+    def text_and(self, kept: Tensor, counts: Sequence[int]) -> RowSet:
+        """Text rows together with the vision rows of ``kept`` ``[B, S]`` (``counts`` of them per sample)."""
+        return RowSet(self.text.mask | kept, [t + c for t, c in zip(self.text_counts, counts)])
+
+    def kept_counts(self, keep: float) -> list[int]:
+        """Vision rows per sample when each group keeps ``rows_to_keep(keep, size)``."""
+        return [sum(rows_to_keep(keep, s) for s in row) for row in self.sizes]
+
+    def per_group(self, values: Sequence[Sequence[int]]) -> Tensor:
+        """Spread one host number per group over its rows: ``[B, S]`` long, 0 on rows outside any group."""
+        width = max((len(row) for row in values), default=0) + 1
+        table = torch.tensor([[0, *row] + [0] * (width - 1 - len(row)) for row in values], device=self.group.device)
+        return table.gather(1, self.group + 1)
+
+    @cached_property
+    def group_size(self) -> Tensor:
+        """``[B, S]`` long: how many rows the group of this row has."""
+        return self.per_group(self.sizes)
+
+    def group_keep(self, keep: float) -> Tensor:
+        """``[B, S]`` long: how many rows the group of this row keeps."""
+        key = ("group_keep", keep)
+        if key not in self.memo:
+            self.memo[key] = self.per_group([[rows_to_keep(keep, s) for s in row] for row in self.sizes])
+        return self.memo[key]
+
+
+def run_lengths(row: np.ndarray) -> list[int]:
+    """Lengths of the runs of True in a boolean vector."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
+    return (edges[1::2] - edges[::2]).tolist()
+
+
+@dataclass
+class LayerPlan:
+    """What one decoder layer does with each row.
+
+    ``X' = gain_row * (X + attend * gain_attn * Attn + ffn * gain_ffn * FFN(norm(.)))``. Gains are ``[B, S]``, differentiable;
+    None means 1. With ``gain_on="delta"`` the row gain weighs the layer's own contribution instead of its output:
+    ``X' = X + gain_row * (Layer(X) - X)``. ``cache`` must be a subset of ``expose``.
+    Rows outside ``attend`` and ``ffn`` leave as they came, times ``gain_row`` where ``gain_skipped`` is set.
+    """
+
+    attend: RowSet
+    expose: RowSet
+    ffn: RowSet
+    cache: RowSet
+    gain_attn: Tensor | None = None
+    gain_ffn: Tensor | None = None
+    gain_row: Tensor | None = None
+    gain_on: Literal["output", "delta"] = "output"
+    gain_skipped: bool = False
+
+    @classmethod
+    def of(cls, rows: RowSet, **gains: Any) -> LayerPlan:
+        """The same rows everywhere: attention, FFN and cache."""
+        return cls(rows, rows, rows, rows, **gains)
+
+    @property
+    def one_set(self) -> bool:
+        """True if the layer can run natively on one gathered set of rows."""
+        same = self.attend is self.expose is self.ffn
+        return same and self.gain_attn is None and self.gain_ffn is None
+
+
+class Planner(Protocol):
+    """Decides for one layer; an ``nn.Module``, so that router parameters live inside the layer they route.
+
+    A pure function of its inputs: the same rows and hidden states give the same plan, whatever was seen before.
+    """
+
+    def __call__(self, rows: RowMap, hidden: Tensor) -> LayerPlan: ...
+
+    def touch(self, hidden: Tensor) -> Tensor | None:
+        """A zero that depends on every parameter (steps without vision rows must not leave a rank without gradients)."""
+        ...
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a decoder, in the field's terms; what a method and the cost model need to know of a model."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int

@@ -1,0 +1,53 @@
+"""Scoring vision rows and keeping the best of each group."""
+
+import torch
+from torch import Tensor, nn
+
+from vtskip.plan import RowMap
+
+_MASK63 = (1 << 63) - 1
+
+
+class Router(nn.Module):
+    """One linear score per row: ``[B, S, hidden] -> [B, S]`` logits, computed in fp32 or wider.
+
+    Ranking bf16 scores loses part of the top-k to ties, so neither the product nor the result is ever narrower than fp32.
+    ``std`` of the initial weight; zero bias.
+    """
+
+    def __init__(self, hidden: int, std: float = 0.02, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(1, hidden, generator=generator) * std)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        dtype = torch.promote_types(torch.promote_types(hidden.dtype, self.weight.dtype), torch.float32)
+        return nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).squeeze(-1)
+
+
+def topk_per_group(score: Tensor, rows: RowMap, keep: float) -> Tensor:
+    """``[B, S]`` bool: the ``ceil(keep * n)`` best-scored rows of every group of n rows; ties go to the earlier row."""
+    order = score.detach().argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, rows.group.gather(1, order).argsort(dim=1, stable=True))  # by group, best first
+    group = rows.group.gather(1, order)
+    start = (group[:, 1:] != group[:, :-1]).long()
+    first = torch.nn.functional.pad(start, (1, 0)) * torch.arange(score.shape[1], device=score.device)
+    rank = torch.arange(score.shape[1], device=score.device) - first.cummax(dim=1).values
+    selected = (rank < rows.group_keep(keep).gather(1, order)) & (group >= 0)
+    return torch.zeros_like(selected).scatter(1, order, selected)
+
+
+def evenly_per_group(rows: RowMap, keep: float) -> Tensor:
+    """``[B, S]`` bool: rows at equal distances inside each group, the first one included."""
+    kept = rows.group_keep(keep)
+    return rows.vision & (rows.offset * kept % rows.group_size.clamp(min=1) < kept)
+
+
+def position_noise(position: Tensor, seed: int) -> Tensor:
+    """A number in [0, 1) per content position and seed (splitmix64): equal on every device, batch and chunking."""
+    x = position * -7046029254386353131 + (seed + 1) * 2654435769
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        x = (x ^ ((x >> shift) & (_MASK63 >> (shift - 1)))) * factor
+    x = x ^ ((x >> 31) & (_MASK63 >> 30))
+    return (x & ((1 << 53) - 1)).double() / (1 << 53)

@@ -1,0 +1,219 @@
+"""Attach a method to a stock model, and take it off again without a trace."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vtskip.errors import ModelError
+from vtskip.models.families import check_layers, decoder_of, family_of, shape_of, unwrap
+from vtskip.plan import DecoderShape, LayerPlan, Planner, RowMap
+from vtskip.runtime.layer import Execution, LayerRuntime, layer_forward, native
+from vtskip.runtime.report import Report, make_report
+from vtskip.runtime.rows import Layout, reader_for
+from vtskip.runtime.stats import StepState, count_logit_rows
+
+
+class MethodLike(Protocol):
+    """What attaching asks of a method (see ``vtskip.methods``)."""
+
+    name: str
+
+    def planner(self, layer: int, shape: DecoderShape) -> Planner | None: ...
+
+
+def attach(model: nn.Module, method: MethodLike | dict[str, Any] | str | Path) -> Handle:
+    """Make a stock Hugging Face model skip layers by ``method``; weights, keys and class names stay as they are.
+
+    Args:
+        model: a supported model (``vtskip models``), bare or inside a PEFT wrapper.
+        method: a method object, a dict (``{"name": "mod", "keep": 0.2}``), a name, or the path of a YAML file.
+
+    Returns:
+        A handle: ``detach()`` restores the model bit for bit, ``report()`` says what ran; also a context manager.
+
+    Raises:
+        ConfigError: an unknown method or key. ModelError: a model or layer that is not supported, or one that already
+        has a method attached.
+    """
+    if not hasattr(method, "planner"):
+        from importlib import import_module  # by name: the executor must not depend on the methods
+
+        method = import_module("vtskip.methods").get_method(method)
+    return Handle(model, cast(MethodLike, method))
+
+
+def attached(model: nn.Module) -> Handle | None:
+    """The handle of the method attached to ``model``, or None."""
+    return unwrap(model).__dict__.get("_vtskip_handle")
+
+
+class Handle:
+    """An attached method. Use ``with attach(model, method) as handle`` to have it taken off at the end."""
+
+    def __init__(self, model: nn.Module, method: MethodLike):
+        self.model = model = unwrap(model)
+        if attached(model) is not None:
+            raise ModelError(
+                f"{type(model).__name__} already has method {attached(model).method.name!r}; detach it first"
+            )
+        family = family_of(model)
+        decoder, base = decoder_of(model)
+        check_layers(decoder.layers)
+        self.method, self.shape = method, shape_of(decoder)
+        planners = [method.planner(i, self.shape) for i in range(self.shape.layers)]
+        self.state = StepState()
+        self.state.reset(self.shape.layers)
+        self._layers: list[nn.Module] = []
+        for i, (layer, planner) in enumerate(zip(decoder.layers, planners)):
+            if planner is not None:
+                try:
+                    self._patch(i, layer, planner)
+                except ModelError:
+                    self._restore_layers()
+                    raise
+        reader = reader_for(base, self.state, family, model.config)
+        self._hooks = [
+            base.register_forward_pre_hook(reader.before, with_kwargs=True),
+            base.register_forward_hook(reader.after, with_kwargs=True, always_call=True),
+            base.register_forward_pre_hook(functools.partial(check_intact, self), with_kwargs=True),
+        ]
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        if head is not None:
+            self._hooks.append(head.register_forward_pre_hook(functools.partial(count_logit_rows, self.state)))
+        model.__dict__["_vtskip_handle"] = self
+
+    def _patch(self, index: int, layer: nn.Module, planner: Planner) -> None:
+        module = cast(nn.Module, planner)
+        weight = layer.input_layernorm.weight
+        if any(True for _ in module.parameters()):  # routers stay in fp32 unless the model is wider
+            module.to(device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
+        module.train(layer.training)
+        names = tuple(inspect.signature(type(layer).forward).parameters)[2:]
+        module.runtime = LayerRuntime(index, self.state, layer.__dict__.get("forward"), names)
+        layer.vtskip = module
+        self._layers.append(layer)
+        self_check(layer, index)
+        layer.forward = functools.partial(layer_forward, layer)
+
+    def detach(self) -> None:
+        """Restore the model: forwards, hooks, state-dict keys. Calling it twice does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._restore_layers()
+        self.model.__dict__.pop("_vtskip_handle", None)
+
+    def _restore_layers(self) -> None:
+        for layer in self._layers:
+            inner = layer.vtskip.runtime.inner
+            layer.__dict__.pop("forward", None)
+            if inner is not None:
+                layer.forward = inner
+            del layer.vtskip
+        self._layers = []
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.detach()
+
+    @contextmanager
+    def rows(self, vision: Any, group: Any = None) -> Iterator[Handle]:
+        """Say where the vision rows are, for models and inputs that cannot (text models, merged ``inputs_embeds``).
+
+        Args:
+            vision: ``[B, L]`` bool over the logical sequence; a forward reads the part it covers, rows beyond L are text.
+            group: ``[B, L]`` non-decreasing ordinal of each vision row's frame or image; None makes every run one group.
+        """
+        mask = np.asarray(torch.as_tensor(vision).cpu(), bool)
+        ids = None if group is None else np.asarray(torch.as_tensor(group).cpu())
+        if mask.ndim != 2 or (ids is not None and ids.shape != mask.shape):
+            raise ModelError(
+                f"vision must be [B, L] and group alike, got {mask.shape} and {None if ids is None else ids.shape}"
+            )
+        before, self.state.override = self.state.override, Layout(mask, ids)
+        try:
+            yield self
+        finally:
+            self.state.override = before
+
+    @property
+    def last_rows(self) -> RowMap | None:
+        """Rows of the last forward that had vision rows."""
+        return self.state.last_rows
+
+    @property
+    def last_plans(self) -> dict[int, LayerPlan]:
+        """Layer -> plan of the last forward that had vision rows."""
+        return self.state.plans
+
+    def reset(self) -> None:
+        """Start the sums of ``report()`` anew."""
+        self.state.reset(self.shape.layers)
+
+    def report(self) -> Report:
+        """What ran since attach or ``reset()``: rows per layer and group, KV bytes, FLOPs in both countings."""
+        return make_report(self.method.name, self.shape, self.state)
+
+
+def check_intact(handle: Handle, module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Raises ModelError if something has since overwritten a patched layer's forward: it would run dense in silence."""
+    for layer in handle._layers:
+        forward = layer.__dict__.get("forward")
+        if not (isinstance(forward, functools.partial) and forward.func is layer_forward and forward.args[0] is layer):
+            index = layer.vtskip.runtime.index
+            raise ModelError(
+                f"the forward of decoder layer {index} was replaced after the method was attached (a kernel patch or "
+                "removed hook?); apply such patches first and attach last"
+            )
+
+
+@torch.no_grad()
+def self_check(layer: nn.Module, index: int) -> None:
+    """Run the query seam on a few random rows against the layer's own forward. Raises ModelError if they differ.
+
+    Layers whose weights are not here (meta device, sharded) and flash back ends are not run.
+    """
+    weight, attn = layer.input_layernorm.weight, layer.self_attn
+    if weight.is_meta or weight.numel() == 0 or "flash" in (attn.config._attn_implementation or ""):
+        return
+    generator = torch.Generator().manual_seed(index)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator).to(weight)
+
+    n = 5
+    x, embeddings = random(1, n, weight.numel()), (random(1, n, attn.head_dim), random(1, n, attn.head_dim))
+    allowed = torch.ones(n, n, dtype=torch.bool, device=weight.device).tril()[None, None]
+    if attn.config._attn_implementation == "eager":
+        mask = torch.where(allowed, 0.0, torch.finfo(weight.dtype).min).to(weight.dtype)
+    else:
+        mask = allowed
+    kwargs = {"attention_mask": mask, "position_embeddings": embeddings}
+    modes = {m: m.training for m in layer.modules()}
+    layer.eval()
+    try:
+        rows = RowMap.build(np.zeros((1, n), bool), device=weight.device)
+        plan = LayerPlan.of(rows.everything)
+        ours = Execution(layer, rows, plan, x, kwargs).query(x, None, None)
+        theirs = native(layer, x, kwargs)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    error = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)
+    limit = 100 * torch.finfo(weight.dtype).eps
+    if not error <= limit:
+        raise ModelError(
+            f"decoder layer {index} ({type(layer).__name__}) does not compute what vtskip expects of it: taken apart it "
+            f"differs from its own forward by {float(error):.2g} of its largest value (limit {limit:.2g})"
+        )

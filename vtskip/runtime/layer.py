@@ -1,0 +1,291 @@
+"""The executor: runs one decoder layer on the rows its plan names. It never masks what it can leave out.
+
+Three seams, from the cheapest to set up to the most general:
+
+* *block*: one set of rows for everything: gather, the layer's own forward, scatter;
+* *branch*: attention and FFN on different rows: the layer's own children, called one by one;
+* *query*: fewer queries than keys: K and V of all rows, everything else of the few.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from vtskip.kernels.rows import gather_rows, scatter_rows
+from vtskip.plan import LayerPlan, RowMap, RowSet
+from vtskip.runtime.attention import backend, query_attention, subset_mask
+from vtskip.runtime.cache import Sink, SkipCacheLayer, cache_layer, skip_layer
+from vtskip.runtime.stats import StepState
+
+
+@dataclass
+class LayerRuntime:
+    """What a patched layer needs beside its planner. Lives on the planner, never in a closure: deepcopy and pickle work.
+
+    Attributes:
+        index: of the layer in the decoder. shared: the state of the current forward, one object for all layers.
+        inner: an instance ``forward`` that was there before us (accelerate, Liger), or None for the class's own.
+        arg_names: the class forward's parameters after ``hidden_states``, to call by keyword only.
+    """
+
+    index: int
+    shared: StepState
+    inner: Any
+    arg_names: tuple[str, ...] = field(default=())
+
+
+def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The ``forward`` of a patched layer."""
+    planner = layer.vtskip
+    run: LayerRuntime = planner.runtime
+    kwargs.update(zip(run.arg_names, args))
+    rows = run.shared.rows
+    if rows is None:
+        if layer.training and torch.is_grad_enabled():
+            zero = planner.touch(hidden_states)
+            hidden_states = hidden_states if zero is None else hidden_states + zero.to(hidden_states.dtype)
+        return text_step(layer, hidden_states, kwargs)
+    plan = planner(rows, hidden_states)
+    execution = Execution(layer, rows, plan, hidden_states, kwargs)
+    run.shared.record(run.index, plan, execution.slots)
+    return execution.run(hidden_states)
+
+
+def native(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """The layer's own forward, looked up late: FSDP2 exchanges the class, and only the outermost class checkpoints."""
+    inner = layer.vtskip.runtime.inner
+    out = inner(hidden_states, **kwargs) if inner else type(layer).forward(layer, hidden_states, **kwargs)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def text_step(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """A step in which this layer runs every row: native, with a new mask only where the cache's slots need one."""
+    stored = cache_layer(kwargs.get("past_key_values"), layer.vtskip.runtime.index)
+    if not isinstance(stored, SkipCacheLayer) or not stored.ragged:
+        return native(layer, hidden_states, kwargs)
+    received, (batch, length) = kwargs.get("attention_mask"), hidden_states.shape[:2]
+    if received is None and stored.ok is None and (length == 1 or "flash" in backend(layer.self_attn)):
+        return native(layer, hidden_states, kwargs)
+    index = torch.arange(length, device=hidden_states.device).expand(batch, -1)
+    pos, ok = stored.visible(stored.seen + index, None)
+    impl = backend(layer.self_attn)
+    mask = subset_mask(received, index, None, pos, ok, stored.seen, length, impl, hidden_states.dtype)
+    return native(layer, hidden_states, {**kwargs, "attention_mask": mask})
+
+
+def checkpointed(layer: nn.Module, body, *tensors: Tensor | None) -> Tensor:
+    """Run a body of our own under the layer's gradient checkpointing, as its class forward would."""
+    if getattr(layer, "gradient_checkpointing", False) and layer.training:
+        return layer._gradient_checkpointing_func(body, *tensors)
+    return body(*tensors)
+
+
+class Execution:
+    """One plan on one layer call. ``slots``: rows already in this layer's cache, for the cost model."""
+
+    def __init__(self, layer: nn.Module, rows: RowMap, plan: LayerPlan, x: Tensor, kwargs: dict[str, Any]):
+        self.layer, self.rows, self.plan, self.kwargs = layer, rows, plan, kwargs
+        self.batch, self.length = x.shape[:2]
+        self.received: Tensor | None = kwargs.get("attention_mask")
+        checkpointing = getattr(layer, "gradient_checkpointing", False) and layer.training
+        self.cache: Cache | None = None if checkpointing else kwargs.get("past_key_values")
+        self.index: int = layer.vtskip.runtime.index
+        stored = cache_layer(self.cache, self.index)
+        self.past = 0 if stored is None else int(stored.get_seq_length())
+        self.ragged = isinstance(stored, SkipCacheLayer) and stored.ragged
+        self.slots = stored.slots if isinstance(stored, SkipCacheLayer) else self.past
+
+    def run(self, x: Tensor) -> Tensor:
+        plan = self.plan
+        if plan.one_set:
+            if self.is_all(plan.attend) and plan.cache is plan.attend:
+                return self.weigh(x, text_step(self.layer, x, self.kwargs))
+            return self.block(x)
+        body = self.branch if plan.attend is plan.expose else self.query
+        return self.weigh(x, checkpointed(self.layer, body, x, plan.gain_attn, plan.gain_ffn))
+
+    # ---------------------------------------------------------------- the seams
+
+    def block(self, x: Tensor) -> Tensor:
+        plan, rows = self.plan, self.plan.attend
+        base = x if not plan.gain_skipped else x * plan.gain_row[..., None].to(x.dtype)
+        if rows.width == 0:
+            self.write_nothing(x)
+            return base
+        xs = self.take(x, rows)
+        ys = native(self.layer, xs, self.gathered_kwargs(rows))
+        if plan.gain_row is not None:
+            ys = weigh(xs, ys, self.take(plan.gain_row, rows), plan.gain_on)
+        return scatter_rows(base, rows.flat_index, keep_fillers(rows, ys, self.take(base, rows)))
+
+    def branch(self, x: Tensor, gain_attn: Tensor | None, gain_ffn: Tensor | None) -> Tensor:
+        layer, rows = self.layer, self.plan.attend
+        if rows.width == 0:
+            self.write_nothing(x)
+            return self.ffn(x, gain_ffn)
+        untouched = self.is_all(rows) and not self.ragged and self.plan.cache is rows
+        if untouched:
+            delta, _ = layer.self_attn(hidden_states=layer.input_layernorm(x), **self.kwargs)
+            return self.ffn(x + scaled(delta, gain_attn), gain_ffn)
+        xs = self.take(x, rows)
+        delta, _ = layer.self_attn(hidden_states=layer.input_layernorm(xs), **self.gathered_kwargs(rows))
+        ys = xs + scaled(delta, None if gain_attn is None else self.take(gain_attn, rows))
+        return self.ffn(scatter_rows(x, rows.flat_index, keep_fillers(rows, ys, xs)), gain_ffn)
+
+    def query(self, x: Tensor, gain_attn: Tensor | None, gain_ffn: Tensor | None) -> Tensor:
+        layer, queries, embeddings = self.layer, self.plan.attend, self.kwargs["position_embeddings"]
+        keys = _Keys(self)
+        normed = layer.input_layernorm(x)
+        delta = query_attention(
+            layer.self_attn,
+            normed,
+            None if keys.all else self.take(normed, self.plan.expose),
+            queries,
+            embeddings if keys.all else tuple(self.take(t, self.plan.expose) for t in embeddings),
+            tuple(self.take(t, queries) for t in embeddings),
+            keys.update,
+            keys.mask,
+        )
+        if queries.width == 0:
+            return x if self.plan.ffn.width == 0 else self.ffn(x, gain_ffn)
+        xs = self.take(x, queries)
+        ys = xs + scaled(delta, None if gain_attn is None else self.take(gain_attn, queries))
+        if self.plan.ffn is queries:
+            ys = ys + self.ffn_delta(ys, None if gain_ffn is None else self.take(gain_ffn, queries))
+            return scatter_rows(x, queries.flat_index, keep_fillers(queries, ys, xs))
+        return self.ffn(scatter_rows(x, queries.flat_index, keep_fillers(queries, ys, xs)), gain_ffn)
+
+    # ---------------------------------------------------------------- parts
+
+    def ffn_delta(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        return scaled(self.layer.mlp(self.layer.post_attention_layernorm(x)), gain)
+
+    def ffn(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        rows = self.plan.ffn
+        if self.is_all(rows):
+            return x + self.ffn_delta(x, gain)
+        if rows.width == 0:
+            return x
+        xs = self.take(x, rows)
+        ys = xs + self.ffn_delta(xs, None if gain is None else self.take(gain, rows))
+        return scatter_rows(x, rows.flat_index, keep_fillers(rows, ys, xs))
+
+    def weigh(self, x: Tensor, y: Tensor) -> Tensor:
+        return y if self.plan.gain_row is None else weigh(x, y, self.plan.gain_row, self.plan.gain_on)
+
+    def is_all(self, rows: RowSet) -> bool:
+        return rows.counts == self.rows.everything.counts
+
+    def take(self, t: Tensor, rows: RowSet) -> Tensor:
+        """Rows of ``[B, S, ...]`` or of a shared ``[1, S, ...]``."""
+        if t.shape[0] == 1:
+            return t[0].index_select(0, rows.index.reshape(-1)).view(self.batch, rows.width, *t.shape[2:])
+        return gather_rows(t, rows.flat_index, self.batch)
+
+    def gathered_kwargs(self, rows: RowSet) -> dict[str, Any]:
+        """The layer's keyword arguments for the gathered rows: every per-row tensor gathered, cache and mask exchanged."""
+
+        def gather(t: Any) -> Any:
+            if isinstance(t, tuple):
+                return tuple(gather(e) for e in t)
+            per_row = torch.is_tensor(t) and t.dim() > 1 and t.shape[1] == self.length and t.shape[0] in (1, self.batch)
+            return self.take(t, rows) if per_row else t
+
+        special = ("attention_mask", "past_key_values", "position_ids")
+        kwargs = {name: gather(value) for name, value in self.kwargs.items() if name not in special}
+        pos, ok, sink = self.past + rows.index, rows.ok, None
+        all_pos, all_ok = pos, ok
+        if self.cache is not None:
+            layer, stored, steps = skip_layer(self.cache, self.index), self.stored_index(rows), self.length
+            all_pos, all_ok = layer.visible(pos, ok)
+            sink = Sink(lambda k, v: layer.append(k, v, pos, ok, steps, stored))
+        # position_ids=None: flash would read the gaps between gathered positions as document boundaries.
+        return {
+            **kwargs,
+            "attention_mask": self.mask(rows, all_pos, all_ok),
+            "past_key_values": sink,
+            "position_ids": None,
+        }
+
+    def mask(self, rows: RowSet, key_pos: Tensor, key_ok: Tensor | None) -> Tensor | None:
+        """None where causal-by-order is right: the same rows as queries and keys, or a single query that sees all."""
+        if self.received is None and key_ok is None and (rows.width == 1 or key_pos.shape[1] == rows.width):
+            return None
+        return self.build_mask(rows, key_pos, key_ok, backend(self.layer.self_attn))
+
+    def build_mask(self, rows: RowSet, key_pos: Tensor, key_ok: Tensor | None, impl: str) -> Tensor | None:
+        dtype = self.layer.input_layernorm.weight.dtype
+        return subset_mask(self.received, rows.index, rows.ok, key_pos, key_ok, self.past, self.length, impl, dtype)
+
+    def stored_index(self, rows: RowSet) -> tuple[Tensor, Tensor | None] | None:
+        """Where among the gathered ``rows`` those lie that the plan leaves in the cache; None for all of them."""
+        if self.plan.cache is self.plan.expose:
+            return None
+        among = RowSet(self.plan.cache.mask.gather(1, rows.index), self.plan.cache.counts)
+        return among.index, among.ok
+
+    def write_nothing(self, x: Tensor) -> None:
+        """No row runs in this layer: its cache only learns that rows passed by."""
+        if self.cache is not None:
+            layer = skip_layer(self.cache, self.index)
+            attn = self.layer.self_attn
+            empty = x.new_empty(self.batch, attn.config.num_key_value_heads, 0, attn.head_dim)
+            pos = torch.empty(self.batch, 0, dtype=torch.long, device=x.device)
+            layer.append(empty, empty, pos, None, self.length)
+
+
+class _Keys:
+    """The key side of the query seam: which rows give K and V, how they enter the cache, and the mask over all of them."""
+
+    def __init__(self, execution: Execution):
+        self.of = execution
+        plan = execution.plan
+        self.all = execution.is_all(plan.expose) and plan.cache is plan.expose
+        self.pos: Tensor | None = None
+        self.ok: Tensor | None = None
+
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        ex = self.of
+        stock = ex.cache is None or not isinstance(cache_layer(ex.cache, ex.index), SkipCacheLayer)
+        if self.all and stock:  # every row, padding included, as the dense layer would store it
+            if ex.cache is not None:
+                k, v = ex.cache.update(k, v, ex.index)
+            total, n = ex.past + ex.length, k.shape[2]
+            self.pos = torch.arange(total - n, total, device=k.device).expand(ex.batch, -1)
+            return k, v
+        rows = ex.plan.expose
+        if self.all:
+            index, ok = torch.arange(ex.length, device=k.device).expand(ex.batch, -1), None
+        else:
+            index, ok = rows.index, rows.ok
+        if ex.cache is None:
+            self.pos, self.ok = index, ok
+            return k, v
+        layer = skip_layer(ex.cache, ex.index)
+        stored = None if self.all else ex.stored_index(rows)
+        self.pos, self.ok = layer.visible(ex.past + index, ok)
+        return layer.append(k, v, ex.past + index, ok, ex.length, stored)
+
+    def mask(self, impl: str) -> Tensor | None:
+        assert self.pos is not None
+        return self.of.build_mask(self.of.plan.attend, self.pos, self.ok, impl)
+
+
+def scaled(delta: Tensor, gain: Tensor | None) -> Tensor:
+    return delta if gain is None else delta * gain[..., None].to(delta.dtype)
+
+
+def weigh(x: Tensor, y: Tensor, gain: Tensor, on: str) -> Tensor:
+    """``gain`` ``[B, m]`` on the output ``y``, or on what the layer added to ``x``."""
+    weight = gain[..., None].to(y.dtype)
+    return weight * y if on == "output" else x + weight * (y - x)
+
+
+def keep_fillers(rows: RowSet, new: Tensor, old: Tensor) -> Tensor:
+    """``new``, but ``old`` on filler rows, which belong to no set."""
+    return new if rows.ok is None else torch.where(rows.ok[..., None], new, old)

@@ -1,0 +1,154 @@
+"""Reads the vision rows of a forward from the model's inputs, once, before any layer runs."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vtskip.errors import ModelError
+from vtskip.models.families import Family
+from vtskip.plan import RowMap, run_lengths
+from vtskip.runtime.stats import StepState
+
+
+@dataclass
+class Layout:
+    """Vision rows given by hand, over the logical sequence: ``vision`` ``[B, L]``, ``group`` ``[B, L]`` ordinals or None.
+
+    A forward over rows ``past`` to ``past + S`` reads that part of it; rows beyond ``L`` are text.
+    """
+
+    vision: np.ndarray
+    group: np.ndarray | None
+
+    def part(self, past: int, length: int, batch: int) -> tuple[np.ndarray, list[list[int]] | None]:
+        repeats = batch // self.vision.shape[0]  # beams and returned sequences repeat each sample
+        if repeats * self.vision.shape[0] != batch:
+            raise ModelError(f"rows were given for {self.vision.shape[0]} samples, but the batch has {batch}")
+        vision = np.zeros((batch, length), bool)
+        given = self.vision[:, past : past + length].repeat(repeats, 0)
+        vision[:, : given.shape[1]] = given
+        if self.group is None:
+            return vision, None
+        group = self.group[:, past : past + length].repeat(repeats, 0)
+        sizes = []
+        for b in range(batch):
+            ids = group[b, vision[b, : group.shape[1]]]
+            if (np.diff(ids) < 0).any():
+                raise ModelError(f"sample {b}: group ids must not decrease along the sequence, got {ids.tolist()}")
+            sizes.append(np.unique(ids, return_counts=True)[1].tolist())
+        return vision, sizes
+
+
+@dataclass
+class RowReader:
+    """The pre- and post-hook of the module whose forward sees the model's inputs. Holds no reference to the model."""
+
+    state: StepState
+    family: Family | None
+    config: Any
+    arg_names: tuple[str, ...]
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**dict(zip(self.arg_names, args)), **kwargs}
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = self.bind(args, kwargs)
+        self.state.begin(self.read(inputs))
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if output is None:  # the forward raised: nothing to count
+            self.state.begin(None)
+            return
+        inputs = self.bind(args, kwargs)
+        tokens = inputs.get("input_ids")
+        batch, length = (tokens if tokens is not None else inputs["inputs_embeds"]).shape[:2]
+        cache = inputs.get("past_key_values")
+        self.state.finish(batch, length, cache if cache is not None else getattr(output, "past_key_values", None))
+
+    def read(self, inputs: dict[str, Any]) -> RowMap | None:
+        """The RowMap of a forward, or None for a step without vision rows."""
+        tokens, embeds, cache = inputs.get("input_ids"), inputs.get("inputs_embeds"), inputs.get("past_key_values")
+        source = tokens if tokens is not None else embeds
+        if source is None:
+            return None
+        batch, length = source.shape[:2]
+        override: Layout | None = self.state.override
+        if override is not None:
+            past = 0 if cache is None else int(cache.get_seq_length())
+            vision, sizes = override.part(past, length, batch)
+        elif self.family is not None and any(inputs.get(name) is not None for name in self.family.inputs):
+            if tokens is None:
+                raise ModelError(
+                    "vtskip finds vision rows by their placeholder ids, but only inputs_embeds were given; "
+                    "pass input_ids, or say where the rows are with Handle.rows(vision=...)"
+                )
+            vision, sizes = self.from_tokens(tokens, inputs)
+        else:
+            return None
+        if not vision.any():
+            return None
+        mask = inputs.get("attention_mask")
+        valid, past_rows = _valid(mask, batch, length, cache)
+        if valid is not None and sizes is not None and (vision & ~valid).any():
+            raise ModelError("the attention mask hides vision rows: an image or frame cannot be partly padding")
+        return RowMap.build(vision, valid, sizes, past_rows, source.device)
+
+    def from_tokens(self, tokens: Tensor, inputs: dict[str, Any]) -> tuple[np.ndarray, list[list[int]]]:
+        """Placeholder positions and, per sample, the sizes of its groups in sequence order."""
+        assert self.family is not None
+        ids = tokens.cpu().numpy()  # the one device synchronisation of a forward; only steps with vision have it
+        vision = np.zeros(ids.shape, bool)
+        starts: list[dict[int, int]] = [{} for _ in ids]  # first row of a group -> its size
+        for modality, attribute in self.family.tokens.items():
+            token_id = getattr(self.config, attribute, None)
+            if token_id is None:
+                continue
+            here = ids == token_id
+            if not here.any():
+                continue
+            vision |= here
+            sizes = self.family.groups(modality, int(here.sum()), inputs, self.config)
+            _place(here, sizes, starts, modality)
+        return vision, [[size for _, size in sorted(row.items())] for row in starts]
+
+
+def _place(here: np.ndarray, sizes: list[int] | None, starts: list[dict[int, int]], modality: str) -> None:
+    """Walk the placeholders of one modality, sample by sample, and note where each group begins."""
+    if sizes is None:
+        sizes = [n for row in here for n in run_lengths(row)]
+    total, rows = sum(sizes), int(here.sum())
+    if total != rows:
+        raise ModelError(
+            f"{modality}: the inputs describe {total} rows {sizes[:8]}, but there are {rows} placeholder tokens"
+        )
+    pending = iter(sizes)
+    for b, row in enumerate(here):
+        places = np.flatnonzero(row)
+        at = 0
+        while at < len(places):
+            size = next(pending)
+            if at + size > len(places):
+                raise ModelError(f"{modality}: a group of {size} rows reaches over the end of sample {b}")
+            starts[b][int(places[at])] = size
+            at += size
+
+
+def _valid(mask: Any, batch: int, length: int, cache: Any) -> tuple[np.ndarray | None, list[int] | int]:
+    """Padding of this step's rows (None: no padding), and how many content rows each sample had before it."""
+    past = 0 if cache is None else int(cache.get_seq_length())
+    if not torch.is_tensor(mask) or mask.dim() != 2:
+        return None, past
+    host = mask.bool().cpu().numpy()
+    before = host[:, : host.shape[1] - length].sum(1)
+    return host[:, -length:], before.tolist() if host.shape[1] > length else past
+
+
+def reader_for(module: nn.Module, state: StepState, family: Family | None, config: Any) -> RowReader:
+    names = tuple(n for n in inspect.signature(module.forward).parameters if n not in ("args", "kwargs"))
+    return RowReader(state, family, config, names)

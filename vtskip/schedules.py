@@ -1,0 +1,71 @@
+"""Which layers skip, and what fraction of the vision rows each of them keeps."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from vtskip.config import StrictModel
+from vtskip.errors import ConfigError
+
+Keep = Annotated[float, Field(gt=0.0, le=1.0, description="fraction of vision rows kept; 1.0 is dense")]
+
+
+class Constant(StrictModel):
+    """Every layer from ``first`` (counted from 0) up to, not including, ``stop``."""
+
+    kind: Literal["constant"] = "constant"
+    keep: Keep | None = None
+    first: int = Field(0, ge=0)
+    stop: int | None = Field(None, ge=0)
+
+    def resolve(self, layers: int, keep: float) -> list[float | None]:
+        stop = layers if self.stop is None else self.stop
+        return [(self.keep or keep) if self.first <= i < stop else None for i in range(layers)]
+
+
+class Interleaved(StrictModel):
+    """Every ``step``-th layer from ``first``: 1, 3, 5, ... (VideoLLM-MoD's ``mod``)."""
+
+    kind: Literal["interleaved"] = "interleaved"
+    keep: Keep | None = None
+    first: int = Field(1, ge=0)
+    step: int = Field(2, ge=1)
+
+    def resolve(self, layers: int, keep: float) -> list[float | None]:
+        return [
+            (self.keep or keep) if i >= self.first and (i - self.first) % self.step == 0 else None
+            for i in range(layers)
+        ]
+
+
+class Listed(StrictModel):
+    """The layers by number, with one ``keep`` for all or one each."""
+
+    kind: Literal["list"] = "list"
+    layers: list[int]
+    keep: list[Keep] | Keep | None = None
+
+    @field_validator("layers")
+    @classmethod
+    def _distinct(cls, layers: list[int]) -> list[int]:
+        if len(set(layers)) != len(layers) or any(i < 0 for i in layers):
+            raise ValueError("layers must be distinct numbers from 0")
+        return layers
+
+    def resolve(self, layers: int, keep: float) -> list[float | None]:
+        check_layers(self.layers, layers)
+        per_layer = self.keep if isinstance(self.keep, list) else [self.keep or keep] * len(self.layers)
+        if len(per_layer) != len(self.layers):
+            raise ConfigError(f"schedule: {len(self.layers)} layers but {len(per_layer)} values of keep")
+        table = dict(zip(self.layers, per_layer))
+        return [table.get(i) for i in range(layers)]
+
+
+def check_layers(listed: list[int], layers: int) -> None:
+    """Raises ConfigError for a layer number the model does not have."""
+    outside = [i for i in listed if not 0 <= i < layers]
+    if outside:
+        raise ConfigError(f"layers {outside} do not exist: the model has layers 0 to {layers - 1}")
+
+
+Schedule = Annotated[Constant | Interleaved | Listed, Field(discriminator="kind")]
