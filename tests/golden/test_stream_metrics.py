@@ -34,7 +34,7 @@ def test_conversations_match_reference(golden, name):
         assert got == pytest.approx(case["result"], rel=rtol, abs=1e-12), f"case {i}"
         assert [t.turn for t in turns] == [t["turn"] for t in case["turns"]]
         for turn, want in zip(turns, case["turns"]):
-            assert [turn.T, turn.L] == [want["T"], want["L"]]
+            assert [want["T"], want["L"]] == [turn.T, turn.L]
             assert metrics.frame_diff(turn, case["threshold"]) == want.get("d")
             if "k" in want:
                 assert turn.k == want["k"]

@@ -1,0 +1,179 @@
+"""A live session: frames go in one at a time, timed replies come out, the KV cache stays.
+
+What is fed to the model, and when, is VideoLLM-online's demo loop (arXiv 2406.11816), without its assertion: when the
+model decides to speak, the reply opener is fed whatever its runner-up token was.
+"""
+
+import time as clock
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import quantiles
+from typing import Any
+
+from torch import Tensor
+
+from vtskip.errors import ConfigError
+from vtskip.streaming.model import as_stream_model
+from vtskip.streaming.policy import Decision, check_threshold, decide
+
+
+@dataclass(frozen=True)
+class Event:
+    """One reply. time: video seconds of the frame (or of the question); frame: index of the last frame fed before it."""
+
+    time: float
+    text: str
+    query: str | None
+    frame: int
+
+
+class StreamSession:
+    """Batch-1 streaming inference on a ``StreamingLlava`` or any object that speaks the StreamModel protocol.
+
+    threshold: speak if P(interval) falls below it (or the argmax is another token); in [0, 1], higher speaks more.
+    max_new_tokens: bound on a reply; a longer one is cut and closed. system, instruction: opening of the conversation.
+    handle: of ``attach``, for the kept tokens and KV bytes of ``cost()``.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        template: Any,
+        *,
+        threshold: float = 0.725,
+        max_new_tokens: int = 100,
+        system: str | None = None,
+        instruction: str | None = None,
+        handle: Any = None,
+    ):
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens {max_new_tokens}: accepted is 1 or more")
+        self.model = as_stream_model(model)
+        self.template = template
+        self.threshold = check_threshold(threshold)
+        self.max_new_tokens = max_new_tokens
+        self.handle = handle
+        self.cache = self.model.new_cache()
+        self.decisions: list[Decision] = []
+        self.seconds: list[float] = []
+        self.replies = self.reply_tokens = 0
+        self._questions: deque[tuple[float, str]] = deque()
+        self._pending: list[int] = opening(template, system, instruction)
+
+    @property
+    def frames(self) -> int:
+        """Frames fed so far."""
+        return len(self.seconds)
+
+    def ask(self, text: str, time: float) -> None:
+        """Queue a question asked at video time ``time``.
+
+        It is answered before the first later frame, or right after a frame of the same time; none before frame 0.
+        """
+        self._questions.append((time, text))
+
+    def push(self, frame: Any, time: float) -> list[Event]:
+        """Feed one frame (uint8 [H, W, 3]) shown at video time ``time`` seconds; returns the replies it led to, in order."""
+        start = clock.perf_counter()
+        events = self._answer(lambda asked: asked < time) if self.frames else []
+        logits = self._feed_frame(frame)
+        decision = decide(logits, self.template.interval_id, self.threshold)[0]
+        self.decisions.append(decision)
+        self.seconds.append(0.0)  # counted as fed before replies name it; its time follows
+        self._pending = [self.template.interval_id]
+        answers = self._answer(lambda asked: asked <= time)
+        events += answers
+        if decision.speak and not answers:
+            events.append(Event(time, self._reply(self.template.reply_ids()), None, self.frames - 1))
+        self.seconds[-1] = clock.perf_counter() - start
+        return events
+
+    def finish(self) -> list[Event]:
+        """Answer the questions that were asked after the last frame."""
+        return self._answer(lambda asked: True) if self.frames else []
+
+    def cost(self) -> dict[str, Any]:
+        """What the session has cost so far.
+
+        frames, replies, reply_tokens; seconds and frames_per_second (encoder, decoder and replies together);
+        seconds_per_frame p50, p95; from the handle kept_vision (mean fraction of vision rows per layer),
+        kept_tokens_per_frame (the same in rows), kv_bytes of the cache now and of a dense one.
+        """
+        total = sum(self.seconds)
+        p50, p95 = percentiles(self.seconds)
+        out: dict[str, Any] = {
+            "frames": self.frames,
+            "replies": self.replies,
+            "reply_tokens": self.reply_tokens,
+            "seconds": total,
+            "frames_per_second": self.frames / total if total else 0.0,
+            "seconds_per_frame_p50": p50,
+            "seconds_per_frame_p95": p95,
+        }
+        if self.handle is not None:
+            report = self.handle.report()
+            kept = [float(k) for k in report.kept_vision]
+            out |= {
+                "kept_vision": kept,
+                "kept_tokens_per_frame": [k * self.template.frame_tokens for k in kept],
+                "kv_bytes": report.kv_bytes,
+                "kv_bytes_dense": report.kv_bytes_dense,
+            }
+        return out
+
+    def _feed_frame(self, frame: Any) -> Tensor:
+        """Pending tokens and the frame's placeholders in one call; logits [1, V] at the last placeholder."""
+        features = self.model.encode(frame[None])
+        return self._step(self._pending + [self.template.frame_id] * self.template.frame_tokens, features)
+
+    def _answer(self, due: Any) -> list[Event]:
+        """Answer queued questions, in the order asked, while ``due(time)``.
+
+        As in the published loop the token waiting to be fed (interval, or the end of the last reply) is dropped.
+        """
+        events = []
+        while self._questions and due(self._questions[0][0]):
+            time, query = self._questions.popleft()
+            events.append(Event(time, self._reply(self.template.query_ids(query)), query, self.frames - 1))
+        return events
+
+    def _reply(self, prompt: Sequence[int]) -> str:
+        """Feed ``prompt`` and decode greedily; leaves the reply's end and the stream's reopening to be fed with the next frame."""
+        tokens: list[int] = []
+        feed = list(prompt)
+        while len(tokens) < self.max_new_tokens:
+            token = self._next_token(self._step(feed))
+            if token == self.template.eos_id:
+                feed = []
+                break
+            tokens.append(token)
+            feed = [token]
+        self.replies += 1
+        self.reply_tokens += len(tokens)
+        self._pending = [*feed, self.template.eos_id, *self.template.resume_ids()]
+        return self.template.decode(tokens).strip()
+
+    def _next_token(self, logits: Tensor) -> int:
+        """Greedy choice [1, V] -> id; a frame placeholder is no text and cannot be chosen."""
+        best = logits[0].topk(2).indices.tolist()
+        return best[1] if best[0] == self.template.frame_id else best[0]
+
+    def _step(self, ids: Sequence[int], features: Any = None) -> Tensor:
+        return self.model.step(ids, features, self.cache, [len(ids) - 1])
+
+
+def opening(template: Any, system: str | None, instruction: str | None) -> list[int]:
+    """Tokens before the first frame: the system text, an optional user instruction, and the opened stream."""
+    if instruction is None:
+        return template.start_ids(system or "")
+    turns = [{"role": "system", "content": system or ""}, {"role": "user", "content": instruction}]
+    return [*template.encode(turns).input_ids, *template.resume_ids()]
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float]:
+    """Median and 95th percentile (linear interpolation); zeros for no values."""
+    if len(values) < 2:
+        return (values[0], values[0]) if values else (0.0, 0.0)
+    cuts = quantiles(values, n=20, method="inclusive")
+    return cuts[9], cuts[18]
