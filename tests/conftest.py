@@ -26,6 +26,9 @@ sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+import vtskip  # noqa: E402, F401  first of all: lets torchvision import next to a CPU torch
+
+
 @dataclass(frozen=True)
 class GoldenItem:
     """One reference item: its description with every size and option, and its tensors (none for JSON-only items)."""

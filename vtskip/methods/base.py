@@ -11,13 +11,13 @@ from vtskip.plan import DecoderShape, LayerPlan, RowMap
 class LayerPlanner(nn.Module):
     """Plans one layer. Subclasses hold what the decision needs (a router, a keep ratio) and implement ``forward``."""
 
-    router: nn.Module | None = None
-
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
         raise NotImplementedError
 
     def touch(self, hidden: Tensor) -> Tensor | None:
-        return None if self.router is None else self.router(hidden[:, :1]).sum() * 0
+        """A zero that depends on the router, for training steps without vision rows; None without a router."""
+        router = self._modules.get("router")
+        return None if router is None else router(hidden[:, :1]).sum() * 0
 
 
 class Method(StrictModel):
