@@ -17,6 +17,7 @@ from vtskip.errors import DataError
 from vtskip.eval.records import FrameScores, TurnRecord, leading
 from vtskip.streaming.model import StreamModel
 from vtskip.streaming.policy import decide
+from vtskip.template import StreamTemplate
 
 IGNORE = -100
 Continuation = Literal["reference", "exact"]
@@ -34,6 +35,12 @@ class StreamIds:
     eos_id: int
     interval_id: int | None
     reply_prefix: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, template: StreamTemplate) -> "StreamIds":
+        """The ids of a template."""
+        prefix = tuple(template.reply_ids()[1:])
+        return cls(template.frame_id, template.frame_tokens, template.eos_id, template.interval_id, prefix)
 
     @property
     def silent_id(self) -> int:

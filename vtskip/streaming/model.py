@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vtskip.runtime.attach import attached
+
 
 class StreamModel(Protocol):
     """What streaming needs of a model. A cache is any object with ``get_seq_length()`` and ``crop(-n)``."""
@@ -28,6 +30,11 @@ class LlavaStream:
 
     def __init__(self, model: Any):
         self.model = model.eval()
+
+    @property
+    def handle(self) -> Any:
+        """The handle of the method attached to the model, or None."""
+        return attached(self.model)
 
     def new_cache(self) -> Any:
         """A cache that may hold a different number of rows per layer if the model is attached."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from vtskip.errors import ConfigError
 from vtskip.streaming.model import as_stream_model
 from vtskip.streaming.policy import Decision, check_threshold, decide
+from vtskip.template import StreamTemplate
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,17 @@ class StreamSession:
 
     threshold: speak if P(interval) falls below it (or the argmax is another token); in [0, 1], higher speaks more.
     max_new_tokens: bound on a reply; a longer one is cut and closed. system, instruction: opening of the conversation.
-    handle: of ``attach``, for the kept tokens and KV bytes of ``cost()``.
     """
 
     def __init__(
         self,
         model: Any,
-        template: Any,
+        template: StreamTemplate,
         *,
         threshold: float = 0.725,
         max_new_tokens: int = 100,
         system: str | None = None,
         instruction: str | None = None,
-        handle: Any = None,
     ):
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens {max_new_tokens}: accepted is 1 or more")
@@ -53,7 +52,6 @@ class StreamSession:
         self.template = template
         self.threshold = check_threshold(threshold)
         self.max_new_tokens = max_new_tokens
-        self.handle = handle
         self.cache = self.model.new_cache()
         self.decisions: list[Decision] = []
         self.seconds: list[float] = []
@@ -74,14 +72,15 @@ class StreamSession:
         self._questions.append((time, text))
 
     def push(self, frame: Any, time: float) -> list[Event]:
-        """Feed one frame (uint8 [H, W, 3]) shown at video time ``time`` seconds; returns the replies it led to, in order."""
+        """Feed one frame (uint8 [H, W, 3]) of video time ``time`` seconds; returns the replies it led to, in order."""
         start = clock.perf_counter()
         events = self._answer(lambda asked: asked < time) if self.frames else []
         logits = self._feed_frame(frame)
-        decision = decide(logits, self.template.interval_id, self.threshold)[0]
+        interval = self.template.interval_id
+        decision = decide(logits, self.template.eos_id if interval is None else interval, self.threshold)[0]
         self.decisions.append(decision)
         self.seconds.append(0.0)  # counted as fed before replies name it; its time follows
-        self._pending = [self.template.interval_id]
+        self._pending = [] if interval is None else [interval]
         answers = self._answer(lambda asked: asked <= time)
         events += answers
         if decision.speak and not answers:
@@ -97,8 +96,8 @@ class StreamSession:
         """What the session has cost so far.
 
         frames, replies, reply_tokens; seconds and frames_per_second (encoder, decoder and replies together);
-        seconds_per_frame p50, p95; from the handle kept_vision (mean fraction of vision rows per layer),
-        kept_tokens_per_frame (the same in rows), kv_bytes of the cache now and of a dense one.
+        seconds_per_frame p50, p95. With an attached method also, per layer, the vision rows of a frame that ran
+        attention and FFN (kept_per_frame, kept_ffn_per_frame), and kv_bytes of the cache now and of a dense one.
         """
         total = sum(self.seconds)
         p50, p95 = percentiles(self.seconds)
@@ -111,12 +110,12 @@ class StreamSession:
             "seconds_per_frame_p50": p50,
             "seconds_per_frame_p95": p95,
         }
-        if self.handle is not None:
-            report = self.handle.report()
-            kept = [float(k) for k in report.kept_vision]
+        handle = getattr(self.model, "handle", None)
+        if handle is not None:
+            report, rows = handle.report(), self.template.frame_tokens
             out |= {
-                "kept_vision": kept,
-                "kept_tokens_per_frame": [k * self.template.frame_tokens for k in kept],
+                "kept_per_frame": [layer.kept * rows for layer in report.layers],
+                "kept_ffn_per_frame": [layer.kept_ffn * rows for layer in report.layers],
                 "kv_bytes": report.kv_bytes,
                 "kv_bytes_dense": report.kv_bytes_dense,
             }
@@ -139,7 +138,7 @@ class StreamSession:
         return events
 
     def _reply(self, prompt: Sequence[int]) -> str:
-        """Feed ``prompt`` and decode greedily; leaves the reply's end and the stream's reopening to be fed with the next frame."""
+        """Feed ``prompt`` and decode greedily; the reply's end and the stream's reopening wait for the next frame."""
         tokens: list[int] = []
         feed = list(prompt)
         while len(tokens) < self.max_new_tokens:
@@ -152,7 +151,7 @@ class StreamSession:
         self.replies += 1
         self.reply_tokens += len(tokens)
         self._pending = [*feed, self.template.eos_id, *self.template.resume_ids()]
-        return self.template.decode(tokens).strip()
+        return self.template.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
     def _next_token(self, logits: Tensor) -> int:
         """Greedy choice [1, V] -> id; a frame placeholder is no text and cannot be chosen."""
@@ -163,12 +162,11 @@ class StreamSession:
         return self.model.step(ids, features, self.cache, [len(ids) - 1])
 
 
-def opening(template: Any, system: str | None, instruction: str | None) -> list[int]:
+def opening(template: StreamTemplate, system: str | None, instruction: str | None) -> list[int]:
     """Tokens before the first frame: the system text, an optional user instruction, and the opened stream."""
-    if instruction is None:
-        return template.start_ids(system or "")
-    turns = [{"role": "system", "content": system or ""}, {"role": "user", "content": instruction}]
-    return [*template.encode(turns).input_ids, *template.resume_ids()]
+    turns = [{"role": role, "content": text} for role, text in (("system", system), ("user", instruction))]
+    turns = [t for t in turns if t["content"] is not None]
+    return [*template.encode(turns).input_ids, *template.open_ids()]
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float]:
