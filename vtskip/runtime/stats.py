@@ -90,7 +90,7 @@ class StepState:
             self.last_rows, self.plans = self.rows, {i: _detached(plan) for i, (plan, _) in self.running.items()}
         if cache is not None:
             self.kv_bytes = kv_bytes(cache)
-            self.kv_bytes_dense = _dense_bytes(cache, batch)
+            self.kv_bytes_dense = _dense_bytes(cache)
         self.rows = None
         self.running = {}
 
@@ -127,12 +127,14 @@ def _detached(plan: LayerPlan) -> LayerPlan:
     return LayerPlan(plan.attend, plan.expose, plan.ffn, plan.cache)
 
 
-def _dense_bytes(cache: Any, batch: int) -> int:
+def _dense_bytes(cache: Any) -> int:
     """Bytes the same cache would hold had every layer stored every row."""
     total = 0
     for layer in cache.layers:
         keys = getattr(layer, "keys", None)
         if stored_slots(layer):
             per_row = 2 * keys.shape[0] * keys.shape[1] * keys.shape[3] * keys.element_size()
-            total += per_row * int(layer.get_seq_length())
+            window = getattr(layer, "window", None) or getattr(layer, "sliding_window", None)
+            seen = int(layer.get_seq_length())
+            total += per_row * (min(seen, window - 1) if window else seen)
     return total

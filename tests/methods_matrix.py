@@ -1,0 +1,69 @@
+"""One row per method: how the shared tests run it on four layers, with and without anything skipped."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """
+    Attributes:
+        spec: skips something in a four-layer model.
+        nothing: the same method with an empty list of layers.
+        all_rows: the same method with every row kept and unit gain; None where the method has no such setting.
+        causal_cache: cached decoding equals recomputation (False where later rows see less by design).
+    """
+
+    name: str
+    spec: dict[str, Any]
+    nothing: dict[str, Any]
+    all_rows: dict[str, Any] | None = None
+    causal_cache: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def listed(*layers: int) -> dict[str, Any]:
+    return {"kind": "list", "layers": list(layers)}
+
+
+MATRIX = [
+    MethodRow(
+        "mod",
+        {"name": "mod", "keep": 0.3},
+        {"name": "mod", "schedule": listed()},
+        {"name": "mod", "keep": 1.0, "combine": "none", "schedule": {"kind": "constant"}},
+    ),
+    MethodRow(
+        "mod-all-delta",
+        {"name": "mod", "keep": 0.4, "combine": "delta", "always_keep": "last", "schedule": {"kind": "constant"}},
+        {"name": "mod", "combine": "delta", "schedule": listed()},
+    ),
+    MethodRow("shortv", {"name": "shortv", "layers": [0, 1, 3]}, {"name": "shortv", "layers": []}),
+    MethodRow(
+        "skip_ffn",
+        {"name": "skip_ffn", "keep": 0.3},
+        {"name": "skip_ffn", "schedule": listed()},
+        {"name": "skip_ffn", "keep": 1.0},
+    ),
+    MethodRow(
+        "skip_ffn-drop_kv",
+        {"name": "skip_ffn", "retained": [0, 2], "drop_kv": True},
+        {"name": "skip_ffn", "drop_kv": True, "schedule": listed()},
+        {"name": "skip_ffn", "keep": 1.0, "drop_kv": True},
+        causal_cache=False,
+    ),
+    MethodRow(
+        "random",
+        {"name": "random", "keep": 0.3, "seed": 3},
+        {"name": "random", "schedule": listed()},
+        {"name": "random", "keep": 1.0},
+    ),
+    MethodRow(
+        "uniform",
+        {"name": "uniform", "keep": 0.3, "schedule": {"kind": "list", "layers": [0, 2, 3], "keep": [0.5, 0.3, 0.2]}},
+        {"name": "uniform", "schedule": listed()},
+        {"name": "uniform", "keep": 1.0},
+    ),
+]

@@ -1,0 +1,222 @@
+"""Every method on every family: the invariants that make skipping safe to use."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import vtskip
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from methods_matrix import MATRIX  # noqa: E402
+from tiny import FAMILIES  # noqa: E402
+
+TOLERANCE = 1e-12
+KINDS = ["long", "short", "text"]
+METHODS = pytest.mark.parametrize("row", MATRIX, ids=str)
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def model(family):
+    return family.model()
+
+
+def logits(model, batch, **kwargs):
+    with torch.no_grad():
+        return model(**batch, **kwargs).logits
+
+
+def close(ours, theirs, mask=None):
+    difference = (ours - theirs).abs()
+    if mask is not None:
+        difference = difference[mask.bool()]
+    assert difference.max() <= TOLERANCE
+
+
+@METHODS
+def test_nothing_to_skip_is_the_stock_model_bit_for_bit(model, family, row):
+    batch = family.batch(KINDS)
+    stock = logits(model, batch)
+    for spec in filter(None, (row.nothing, row.all_rows)):
+        with vtskip.attach(model, spec):
+            assert torch.equal(logits(model, batch), stock)
+
+
+@METHODS
+def test_skips_and_detaches_bit_for_bit(model, family, row):
+    batch, keys = family.batch(KINDS), list(model.state_dict())
+    stock = logits(model, batch)
+    with vtskip.attach(model, row.spec) as handle:
+        assert (logits(model, batch) - stock).abs().max() > 1e-3
+        report = handle.report()
+        assert report.flops_full < report.flops_full_dense
+        assert min(layer.kept_ffn for layer in report.layers) < 0.6
+    assert torch.equal(logits(model, batch), stock)
+    assert list(model.state_dict()) == keys
+    assert not any("forward" in layer.__dict__ or hasattr(layer, "vtskip") for layer in model.get_decoder().layers)
+
+
+@METHODS
+def test_text_only_is_the_stock_model_bit_for_bit(model, family, row):
+    batch = family.batch(["text", "text"])
+    stock = logits(model, batch)
+    with vtskip.attach(model, row.spec):
+        assert torch.equal(logits(model, batch), stock)
+
+
+@METHODS
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_batch_equals_single_samples(model, family, row, side):
+    batch = family.batch(KINDS, side)
+    mask = batch["attention_mask"].bool()
+    with vtskip.attach(model, row.spec):
+        together = logits(model, batch)
+        for i, kind in enumerate(KINDS):
+            close(together[i][mask[i]], logits(model, family.batch([kind]))[0])
+
+
+def positions(model, family, batch):
+    """The position ids of the whole sequence, as the model itself would number it."""
+    if not family.wrap:
+        return batch["position_ids"]
+    grids = {k: batch[k] for k in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts") if k in batch}
+    ids, _ = model.model.get_rope_index(
+        batch["input_ids"],
+        mm_token_type_ids=batch["mm_token_type_ids"],
+        attention_mask=batch["attention_mask"],
+        **grids,
+    )
+    return ids
+
+
+@METHODS
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_cached_steps_equal_recomputation(model, family, row, side):
+    """Three more text rows, one at a time and then two at once, after a padded batch with images."""
+    if not row.causal_cache:
+        pytest.skip("later rows see less than the prompt did, by design")
+    batch = family.batch(KINDS, side)
+    ids = positions(model, family, batch)
+    more = torch.tensor([[7, 8, 9]] * len(KINDS))
+    last = ids.amax(dim=-1, keepdim=True)
+    full_ids = torch.cat([ids, last + torch.arange(1, 4)], -1)
+    full_mask = torch.cat([batch["attention_mask"], torch.ones_like(more)], 1)
+    whole = dict(
+        batch, input_ids=torch.cat([batch["input_ids"], more], 1), attention_mask=full_mask, position_ids=full_ids
+    )
+    if family.wrap:
+        whole["mm_token_type_ids"] = torch.nn.functional.pad(batch["mm_token_type_ids"], (0, 3))
+    length = batch["input_ids"].shape[1]
+    with vtskip.attach(model, row.spec):
+        expected = logits(model, whole)[:, length:]
+        cache = DynamicCache(config=model.config)
+        logits(model, dict(batch, position_ids=ids), past_key_values=cache)
+        steps = []
+        for start, stop in ((0, 1), (1, 3)):
+            step = dict(
+                input_ids=more[:, start:stop],
+                attention_mask=full_mask[:, : length + stop],
+                position_ids=full_ids[..., length + start : length + stop],
+            )
+            steps.append(logits(model, step, past_key_values=cache))
+    close(torch.cat(steps, 1), expected)
+
+
+@METHODS
+def test_image_by_image_equals_one_shot(model, family, row):
+    """The same sample, one image or video at a time with a cache, then crop by logical position and go on."""
+    if not row.causal_cache:
+        pytest.skip("later rows see less than the prompt did, by design")
+    batch = family.batch(["long"])
+    ids, (tokens, parts, _) = positions(model, family, batch), family.sample("long")
+    second = next(i for i in range(len(tokens) - 1, 0, -1) if tokens[i] >= 100 and tokens[i - 1] < 100)
+    cuts = [(0, second, parts[0]), (second, len(tokens), parts[1])]
+    with vtskip.attach(model, row.spec):
+        expected = logits(model, batch)
+        cache = DynamicCache(config=model.config)
+        pieces = []
+        for start, stop, vision in cuts:
+            piece = {k: v.double() if v.is_floating_point() else v for k, v in vision.items()}
+            piece.update(input_ids=batch["input_ids"][:, start:stop], position_ids=ids[..., start:stop])
+            if family.wrap:
+                piece["mm_token_type_ids"] = batch["mm_token_type_ids"][:, start:stop]
+            pieces.append(logits(model, piece, past_key_values=cache))
+        close(torch.cat(pieces, 1), expected)
+        if any(getattr(layer, "is_sliding", False) for layer in cache.layers):
+            return  # rows that left the window cannot come back
+        cache.crop(-3)
+        again = dict(input_ids=batch["input_ids"][:, -3:], position_ids=ids[..., -3:])
+        close(logits(model, again, past_key_values=cache), expected[:, -3:])
+
+
+@METHODS
+def test_generate(model, family, row):
+    """Greedy, beams and sampling with several sequences, on a left-padded batch; each sample as if it were alone."""
+    batch = family.batch(KINDS)
+    batch.pop("position_ids", None)
+    settings = dict(max_new_tokens=4, min_new_tokens=4)
+    with vtskip.attach(model, row.spec):
+        greedy = model.generate(**batch, do_sample=False, **settings)[:, -4:]
+        beams = model.generate(**batch, do_sample=False, num_beams=3, num_return_sequences=2, **settings)[:, -4:]
+        torch.manual_seed(0)
+        sampled = model.generate(**batch, do_sample=True, num_return_sequences=2, **settings)[:, -4:]
+        assert beams.shape == sampled.shape == (2 * len(KINDS), 4)
+        for i, kind in enumerate(KINDS):
+            single = family.batch([kind])
+            single.pop("position_ids", None)
+            assert torch.equal(model.generate(**single, do_sample=False, **settings)[0, -4:], greedy[i])
+            alone = model.generate(**single, do_sample=False, num_beams=3, num_return_sequences=2, **settings)
+            assert torch.equal(alone[:, -4:], beams[2 * i : 2 * i + 2])
+
+
+@METHODS
+def test_gradient_checkpointing_recomputes_and_changes_nothing(model, family, row):
+    batch = family.batch(KINDS)
+    calls = []
+
+    def losses_and_gradients(model):
+        model.zero_grad()
+        # before the FFN: recomputation stops early, inside the last operation it needs
+        hooks = [
+            layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1)) for layer in model.get_decoder().layers
+        ]
+        loss = model(**batch, use_cache=False).logits.square().mean()
+        loss.backward()
+        for hook in hooks:
+            hook.remove()
+        count = len(calls)
+        calls.clear()
+        return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, count
+
+    trained = copy.deepcopy(model).train()
+    with vtskip.attach(trained, row.spec):
+        loss, gradients, plain = losses_and_gradients(trained)
+        trained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        again, replayed, recomputed = losses_and_gradients(trained)
+        assert recomputed == 2 * plain == 2 * len(trained.get_decoder().layers)
+        close(again, loss)
+        assert replayed.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            close(replayed[name], gradient)
+
+
+@METHODS
+def test_deepcopy_is_independent(model, family, row):
+    batch = family.batch(["long", "short"])
+    with vtskip.attach(model, row.spec):
+        expected = logits(model, batch)
+        twin = copy.deepcopy(model)
+        for parameter in model.get_decoder().layers[1].parameters():
+            assert parameter is not None
+        assert torch.equal(logits(twin, batch), expected)
+        for parameter in twin.get_decoder().parameters():
+            parameter.data.zero_()
+        assert torch.equal(logits(model, batch), expected)
