@@ -87,16 +87,32 @@ def test_question_after_the_end_is_answered_by_finish():
     assert live.finish() == []
 
 
-def test_instruction_opens_the_conversation_as_in_training():
-    model, live = session([0.9], system="Hi.", instruction="xyz")
-    play(live, 1)
+@pytest.mark.parametrize("system", ["Hi.", None])
+def test_instruction_stands_after_the_first_frame_as_in_training(system):
+    model, live = session([0.1, 0.9, 0.1], ["C cuts."], system=system, instruction="xyz")
+    events = play(live, 3)
+    assert [(e.text, e.frame) for e in events] == [("C cuts.", 2)]
     turns = [
-        {"role": "system", "content": "Hi."},
+        {"role": "system", "content": system},
+        {"role": "stream", "num_frames": 1, "learn": False},
         {"role": "user", "content": "xyz"},
-        {"role": "stream", "num_frames": 1, "learn": True},
+        {"role": "stream", "num_frames": 2, "learn": True},
+        {"role": "assistant", "content": "C cuts.", "learn": True},
     ]
-    trained = "".join(TEMPLATE.tokenizer.names[i] for i in TEMPLATE.encode(turns).input_ids)
-    assert fed(model)[0].replace("<frame 0>", "<v><v>") == trained
+    names = TEMPLATE.tokenizer.names
+    trained = "".join(names[i] for i in TEMPLATE.encode(turns[system is None :]).input_ids)
+    frames = "".join(fed(model))
+    for k in range(3):
+        frames = frames.replace(f"<frame {k}>", "<v><v>")
+    assert frames.replace("Assistant:C", "Assistant: C") + "</s>" == trained
+
+
+def test_a_question_waits_until_the_instruction_is_in():
+    model, live = session([0.9, 0.9, 0.9], ["C"], instruction="xyz")
+    live.ask("What?", 0.0)
+    assert [(e.query, e.frame) for e in play(live, 3)] == [("What?", 1)]
+    assert fed(model)[1] == "]\nUser: xyz\n[<frame 1>"
+    assert fed(model)[2] == "]\nUser: What?\nAssistant:"
 
 
 def test_without_an_interval_token_frames_follow_each_other():

@@ -6,7 +6,7 @@ model decides to speak, the reply opener is fed whatever its runner-up token was
 
 import time as clock
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 from typing import Any
@@ -33,7 +33,8 @@ class StreamSession:
     """Batch-1 streaming inference on a ``StreamingLlava`` or any object that speaks the StreamModel protocol.
 
     threshold: speak if P(interval) falls below it (or the argmax is another token); in [0, 1], higher speaks more.
-    max_new_tokens: bound on a reply; a longer one is cut and closed. system, instruction: opening of the conversation.
+    max_new_tokens: bound on a reply; a longer one is cut and closed. system: opening text. instruction: what the user wants
+    narrated; as in training it stands after the first frame and gets no reply of its own.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class StreamSession:
         self.seconds: list[float] = []
         self.replies = self.reply_tokens = 0
         self._questions: deque[tuple[float, str]] = deque()
-        self._pending: list[int] = opening(template, system, instruction)
+        self._pending = template.start_ids(system)
+        self._after_first = [] if instruction is None else instruction_ids(template, system, instruction)
 
     @property
     def frames(self) -> int:
@@ -67,14 +69,15 @@ class StreamSession:
     def ask(self, text: str, time: float) -> None:
         """Queue a question asked at video time ``time``.
 
-        It is answered before the first later frame, or right after a frame of the same time; none before frame 0.
+        It is answered before the first later frame, or right after a frame of the same time, once the opening (first
+        frame and instruction) is in.
         """
         self._questions.append((time, text))
 
     def push(self, frame: Any, time: float) -> list[Event]:
         """Feed one frame (uint8 [H, W, 3]) of video time ``time`` seconds; returns the replies it led to, in order."""
         start = clock.perf_counter()
-        events = self._answer(lambda asked: asked < time) if self.frames else []
+        events = self._answer(lambda asked: asked < time)
         logits = self._feed_frame(frame)
         interval = self.template.interval_id
         decision = decide(logits, self.template.eos_id if interval is None else interval, self.threshold)[0]
@@ -83,14 +86,17 @@ class StreamSession:
         self._pending = [] if interval is None else [interval]
         answers = self._answer(lambda asked: asked <= time)
         events += answers
-        if decision.speak and not answers:
-            events.append(Event(time, self._reply(self.template.reply_ids()), None, self.frames - 1))
+        if self._instructed:
+            if decision.speak and not answers:
+                events.append(Event(time, self._reply(self.template.reply_ids()), None, self.frames - 1))
+        else:
+            self._pending = self._after_first
         self.seconds[-1] = clock.perf_counter() - start
         return events
 
     def finish(self) -> list[Event]:
         """Answer the questions that were asked after the last frame."""
-        return self._answer(lambda asked: True) if self.frames else []
+        return self._answer(lambda asked: True)
 
     def cost(self) -> dict[str, Any]:
         """What the session has cost so far.
@@ -126,13 +132,18 @@ class StreamSession:
         features = self.model.encode(frame[None])
         return self._step(self._pending + [self.template.frame_id] * self.template.frame_tokens, features)
 
-    def _answer(self, due: Any) -> list[Event]:
+    @property
+    def _instructed(self) -> bool:
+        """Past the opening: the first frame is in, and so is the instruction behind it if there is one."""
+        return self.frames > bool(self._after_first)
+
+    def _answer(self, due: Callable[[float], bool]) -> list[Event]:
         """Answer queued questions, in the order asked, while ``due(time)``.
 
         As in the published loop the token waiting to be fed (interval, or the end of the last reply) is dropped.
         """
         events = []
-        while self._questions and due(self._questions[0][0]):
+        while self._instructed and self._questions and due(self._questions[0][0]):
             time, query = self._questions.popleft()
             events.append(Event(time, self._reply(self.template.query_ids(query)), query, self.frames - 1))
         return events
@@ -162,11 +173,12 @@ class StreamSession:
         return self.model.step(ids, features, self.cache, [len(ids) - 1])
 
 
-def opening(template: StreamTemplate, system: str | None, instruction: str | None) -> list[int]:
-    """Tokens before the first frame: the system text, an optional user instruction, and the opened stream."""
-    turns = [{"role": role, "content": text} for role, text in (("system", system), ("user", instruction))]
-    turns = [t for t in turns if t["content"] is not None]
-    return [*template.encode(turns).input_ids, *template.open_ids()]
+def instruction_ids(template: StreamTemplate, system: str | None, instruction: str) -> list[int]:
+    """Tokens between the first frame and the second one: the stream closed, the instruction, the stream opened again."""
+    turns: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+    turns += [{"role": "stream", "num_frames": 1}, {"role": "user", "content": instruction}]
+    before = len(template.start_ids(system)) + template.frame_tokens
+    return [*template.encode(turns).input_ids[before:], *template.open_ids()]
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float]:

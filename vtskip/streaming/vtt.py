@@ -1,11 +1,10 @@
-"""Timed replies as WebVTT subtitles, and the atomic write that every result file goes through."""
+"""Timed replies as WebVTT subtitles, and the one way result files are written."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from vtskip.errors import ConfigError
+from vtskip.saving import write_atomic
 from vtskip.streaming.session import Event
 
 
@@ -32,24 +31,11 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def write_atomic(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` as a whole or not at all; missing folders are made. Raises ConfigError where that is not allowed."""
     path = Path(path)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        write_atomic(path, text.encode())
     except OSError as e:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise ConfigError(f"{path}: cannot be written ({e.strerror or e})") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

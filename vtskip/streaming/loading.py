@@ -1,0 +1,83 @@
+"""A checkpoint folder as something that streams: model, template, and a method that may differ from the saved one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vtskip.errors import CheckpointError, ConfigError
+from vtskip.methods import Method, get_method
+from vtskip.runtime.attach import Handle, attach
+from vtskip.saving import load, method_state
+from vtskip.template import StreamTemplate
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+@dataclass
+class StreamCheckpoint:
+    """A model ready to stream. A method is always attached (``dense`` if none was saved), so that costs are measured."""
+
+    model: Any
+    template: StreamTemplate
+    handle: Handle
+    trained: dict[str, torch.Tensor]
+    trained_name: str
+
+    def use(self, spec: Method | dict[str, Any] | str | Path) -> bool:
+        """Attach another method instead. The parameters of the saved one are reused where name and shapes fit.
+
+        Returns False if the new method has parameters of its own that nobody trained.
+        """
+        method = get_method(spec)
+        self.handle.detach()
+        self.handle = attach(self.model, method)
+        own = method_state(self.model)
+        fits = method.name == self.trained_name and all(
+            k in self.trained and self.trained[k].shape == t.shape for k, t in own.items()
+        )
+        if fits:
+            with torch.no_grad():
+                for key, tensor in own.items():
+                    tensor.copy_(self.trained[key])
+        return fits or not own
+
+
+def load_stream(folder: str | Path, device: str = "auto", dtype: str = "auto") -> StreamCheckpoint:
+    """Load a folder written by ``vtskip train``, with its saved method attached.
+
+    Raises CheckpointError if it holds no model or tokenizer, ConfigError for an unknown device or dtype.
+    """
+    from transformers import AutoTokenizer
+
+    kwargs = {} if dtype == "auto" else {"dtype": _dtype(dtype)}
+    model, handle = load(folder, **kwargs)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as e:
+        raise CheckpointError(f"{folder}: no tokenizer beside the model ({' '.join(str(e).split())})") from None
+    if handle is None:
+        handle = attach(model, "dense")
+    model.to(pick_device(device))
+    template = StreamTemplate.from_config(tokenizer, model.config)
+    state = {k: t.detach().clone() for k, t in method_state(model).items()}
+    return StreamCheckpoint(model, template, handle, state, handle.method.name)
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the GPU if there is one. Raises ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ConfigError(f"device {name!r}: {str(e).splitlines()[0]}; accepted: auto, cpu, cuda, cuda:N") from None
+    return device
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r}; accepted: {', '.join(DTYPES)}")
+    return getattr(torch, name)
