@@ -27,4 +27,6 @@ class Sample:
     def __post_init__(self) -> None:
         shown = sum(turn["num_frames"] for turn in self.conversation if turn["role"] == "stream")
         if shown != len(self.frames):
-            raise ValueError(f"sample {self.uid!r}: the conversation shows {shown} frames, {len(self.frames)} are given")
+            raise ValueError(
+                f"sample {self.uid!r}: the conversation shows {shown} frames, {len(self.frames)} are given"
+            )

@@ -103,15 +103,16 @@ def read_frames(path: str | Path, indices: Sequence[int], size: int | None = Non
 
     Returns uint8 RGB ``[N, H, W, 3]``. Raises VideoError for a broken file or an index past the end.
     """
-    import torch  # noqa: F401  decord must come after torch, otherwise their libraries clash
-
     import decord
+    import torch  # noqa: F401  decord must come after torch, otherwise their libraries clash
 
     path = Path(path)
     info = probe(path)
     wrong = [i for i in indices if not 0 <= i < info.frames]
     if wrong:
-        raise VideoError(f"{path}: frame index {wrong[0]} is outside the video; it has {info.frames} frames (0 to {info.frames - 1})")
+        raise VideoError(
+            f"{path}: frame index {wrong[0]} is outside the video; it has {info.frames} frames (0 to {info.frames - 1})"
+        )
     side = size or -1
     if not len(indices):
         return np.zeros((0, size or info.height, size or info.width, 3), np.uint8)
@@ -122,7 +123,9 @@ def read_frames(path: str | Path, indices: Sequence[int], size: int | None = Non
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise VideoError(f"{path}: cannot decode frames, the file is damaged or truncated ({reason})") from None
     if len(frames) != len(indices):
-        raise VideoError(f"{path}: asked for {len(indices)} frames, {len(frames)} could be decoded: damaged or truncated")
+        raise VideoError(
+            f"{path}: asked for {len(indices)} frames, {len(frames)} could be decoded: damaged or truncated"
+        )
     return frames
 
 

@@ -1,0 +1,8 @@
+"""A procedural data set in COIN's and Ego4D's own formats: a hand at work on a table, real H.264 video.
+
+``make(tier, out, seed)`` writes it; ``grammar`` holds every word it can say.
+"""
+
+from vtskip.data.synthetic.make import TIERS, make
+
+__all__ = ["TIERS", "make"]

@@ -1,0 +1,178 @@
+"""COIN: steps of instructional videos (``COIN.json``), as questions about a segment or as a stream of steps.
+
+The question tasks follow VideoLLM-online (arXiv 2406.11816): the question comes before the frames, and the segment's first
+and last time are rounded up to the frame grid.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vtskip.data.dialogue import Dialogue, narration_samples
+from vtskip.data.files import read_json
+from vtskip.data.rows import OnError, Row, collect, find_video, slack_of, split_uids
+from vtskip.data.timeline import Narration, clean_text, frame_at
+from vtskip.data.types import Sample, Turn
+from vtskip.data.video import VideoInfo, model_frames, probe, source_index
+from vtskip.errors import ConfigError, nearest
+
+CoinTask = Literal["narrate", "step", "next", "task", "procedure"]
+QUESTIONS: dict[str, str] = {
+    "step": "What is the action in the video? Name the action only.",
+    "next": "What is the next action for the video? Name the action only.",
+    "task": "What is the overall activity in the video? Name the activity only.",
+    "procedure": "What are the next {n} actions for the video? Name one action per numbered line.",
+}
+NARRATE = "Please name each step of the activity at the moment it starts."
+HORIZON = 5  # actions that a procedure question asks for at most
+# The data set's own description says "validation" for what its file calls "testing".
+SYNONYMS = {
+    "train": "training",
+    "training": "training",
+    "test": "testing",
+    "testing": "testing",
+    "validation": "testing",
+}
+_LABEL_FIXES = {"process (crop, fold) paper": "crop and fold paper"}
+_ACRONYMS = ("TV", "CD", "SIM", "NBA", "SSD", "RJ45")
+_WORD = re.compile("|".join(_ACRONYMS) + r"|[A-Z][^A-Z]*|[^A-Z]+")
+
+
+def task_words(name: str) -> str:
+    """``ReplaceCDDriveWithSSD`` -> ``replace CD drive with SSD``."""
+    return " ".join(word if word in _ACRONYMS else word.lower() for word in _WORD.findall(name)).strip()
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One step: seconds and label."""
+
+    start: float
+    end: float
+    label: str
+
+
+def read_coin(
+    path: str | Path,
+    videos: str | Path,
+    fps: float,
+    split: str | None = None,
+    task: CoinTask = "narrate",
+    splits: Path | Mapping[str, Sequence[str]] | None = None,
+    dialogue: Dialogue | None = None,
+    on_error: OnError = "stop",
+) -> list[Sample]:
+    """Samples of one task over the videos in ``videos/{id}.mp4``.
+
+    ``split`` is a subset of the file (train/training, test/testing/validation), or a name in ``splits`` where lists of ids
+    are given. ``narrate`` gives one stream per video, the questions one sample per segment (``task``: per video). Raises
+    DataError naming file, video and step for a missing key, wrong times, an unknown or empty split.
+    """
+    path, videos = Path(path), Path(videos)
+    if task not in ("narrate", *QUESTIONS):
+        raise ConfigError(
+            f"unknown COIN task {task!r}{nearest(task, QUESTIONS)}; accepted: narrate, {', '.join(QUESTIONS)}"
+        )
+    row = Row(path, "")
+    database = row.get(read_json(path), "database", dict)
+    uids = _chosen(row, database, split, splits)
+    words = dialogue or Dialogue(instruction=NARRATE)
+
+    def read(uid: str) -> list[Sample]:
+        place = row.at(f"video {uid!r}")
+        record = place.mapping(database[uid])
+        info = probe(find_video(videos, uid))
+        steps = list(_segments(place, record, info, fps))
+        meta = {"video_uid": uid, "class": place.get(record, "class", str), "task": task}
+        if task == "narrate":
+            texts = [Narration(s.start, clean_text(s.label)) for s in sorted(steps, key=lambda s: s.start)]
+            return narration_samples(uid, info, fps, texts, words, path, meta)
+        whole = _times(place, [record.get("start", 0.0), record.get("end", info.duration)], info, fps)
+        asked = _questions(task, steps, whole, meta["class"])
+        return [_sample(f"{uid}/{task}{i}", info, fps, q, words, path, meta) for i, q in enumerate(asked)]
+
+    return collect(uids, read, on_error, path)
+
+
+def _chosen(
+    row: Row, database: dict[str, Any], split: str | None, splits: Path | Mapping[str, Sequence[str]] | None
+) -> list[str]:
+    """Video ids of a split, from the lists or from the records' ``subset``."""
+    if split is None:
+        return list(database)
+    if splits is not None:
+        uids = [
+            uid for uid in split_uids(Path(splits) if isinstance(splits, str) else splits, split) if uid in database
+        ]
+    else:
+        subset = {uid: row.at(f"video {uid!r}").get(record, "subset", str) for uid, record in database.items()}
+        present = sorted(set(subset.values()))
+        accepted = sorted({*SYNONYMS, *present})
+        if split not in accepted:
+            raise row.error(
+                f"unknown split {split!r}{nearest(split, accepted)}; accepted: {', '.join(accepted)} (the file holds {', '.join(present)})"
+            )
+        wanted = SYNONYMS.get(split, split)
+        uids = [uid for uid, name in subset.items() if SYNONYMS.get(name, name) == wanted]
+    if not uids:
+        raise row.error(f"no video of split {split!r} in this file")
+    return uids
+
+
+def _times(row: Row, pair: Any, info: VideoInfo, fps: float, key: str = "segment") -> tuple[float, float]:
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise row.error(f"{key!r} should be [start, end] in seconds, got {pair!r}")
+    start, end = (row.time(value, key, info.duration, slack_of(info, fps)) for value in pair)
+    if start >= end:
+        raise row.error(f"{key!r} is {pair!r}: the start must come before the end")
+    return start, end
+
+
+def _segments(row: Row, record: dict[str, Any], info: VideoInfo, fps: float) -> Iterator[Segment]:
+    for i, entry in enumerate(row.get(record, "annotation", list)):
+        step = row.at(f"step {i}")
+        label = step.get(entry, "label", str)
+        yield Segment(*_times(step, step.get(entry, "segment", list), info, fps), _LABEL_FIXES.get(label, label))
+
+
+Question = tuple[str, tuple[float, float], str]  # question, seconds shown, answer
+
+
+def _questions(task: str, steps: list[Segment], whole: tuple[float, float], name: str) -> Iterator[Question]:
+    if task == "task":
+        yield QUESTIONS[task], whole, clean_text(task_words(name))
+    elif task == "step":
+        for step in steps:
+            yield QUESTIONS[task], (step.start, step.end), clean_text(step.label)
+    else:
+        for i, step in enumerate(steps[:-1]):
+            coming = [clean_text(s.label) for s in steps[i + 1 : i + 1 + (HORIZON if task == "procedure" else 1)]]
+            if len(coming) == 1:  # a procedure of one action is asked as the next step
+                yield QUESTIONS["next"], (step.start, step.end), coming[0]
+            else:
+                answer = "\n".join(f"{n}. {label}" for n, label in enumerate(coming, 1))
+                yield QUESTIONS["procedure"].format(n=len(coming)), (step.start, step.end), answer
+
+
+def _sample(
+    uid: str, info: VideoInfo, fps: float, asked: Question, words: Dialogue, path: Path, meta: dict[str, Any]
+) -> Sample:
+    question, (start, end), answer = asked
+    total = model_frames(info, fps)
+    first, last = (min(frame_at(time, fps), total - 1) for time in (start, end))
+    if words.max_frames and last - first + 1 > words.max_frames:  # spread over the segment, ends included
+        shown = [first + round(i * (last - first) / max(1, words.max_frames - 1)) for i in range(words.max_frames)]
+    else:
+        shown = list(range(first, last + 1))
+    turns: list[Turn] = [{"role": "system", "content": words.system}] if words.system else []
+    turns += [
+        {"role": "user", "content": question},
+        {"role": "stream", "num_frames": len(shown), "learn": True},
+        {"role": "assistant", "content": answer, "learn": True},
+    ]
+    frames = [source_index(info, k, fps) for k in shown]
+    return Sample(
+        uid, info.path, fps, frames, turns, str(path), {**meta, "duration": info.duration, "first_frame": first}
+    )

@@ -1,0 +1,86 @@
+"""Samples to batches: token ids from the template, frames from the video files."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from vtskip.data.types import Sample
+from vtskip.data.video import read_frames
+
+IGNORE = -100
+
+
+class _Encoded(Protocol):
+    input_ids: list[int]
+    labels: list[int]
+    num_frames: int
+
+
+class _Template(Protocol):
+    def encode(self, conversation: list[dict[str, Any]], generation_prompt: bool = False) -> _Encoded: ...
+
+
+class FrameCache:
+    """Decoded frames of the videos used last, at most ``limit`` frames in all (0: keep nothing)."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.held = limit, 0
+        self._clips: OrderedDict[tuple, np.ndarray] = OrderedDict()
+
+    def read(self, sample: Sample, size: int) -> np.ndarray:
+        """uint8 ``[N, size, size, 3]``; the same values whether decoded now or before."""
+        key = (sample.video, size, tuple(sample.frames))
+        if key in self._clips:
+            self._clips.move_to_end(key)
+            return self._clips[key]
+        frames = read_frames(sample.video, sample.frames, size)
+        if len(frames) <= self.limit:
+            self._clips[key] = frames
+            self.held += len(frames)
+            while self.held > self.limit:
+                self.held -= len(self._clips.popitem(last=False)[1])
+        return frames
+
+
+class StreamCollator:
+    """Turns samples into ``input_ids, attention_mask, labels [B, S]`` and ``frames uint8 [N, size, size, 3]``.
+
+    ``frames`` holds the frames of the whole batch in row order. ``labels`` come shifted from the template, -100 where
+    nothing is learned. ``padding`` is the side that shorter rows are filled on; ``cache_frames`` is how many decoded frames
+    stay in memory (per process).
+    """
+
+    def __init__(
+        self,
+        template: _Template,
+        image_size: int,
+        pad_id: int,
+        padding: Literal["right", "left"] = "right",
+        cache_frames: int = 0,
+        generation_prompt: bool = False,
+    ) -> None:
+        self.template, self.image_size, self.pad_id = template, image_size, pad_id
+        self.padding, self.generation_prompt = padding, generation_prompt
+        self.cache = FrameCache(cache_frames)
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        encoded = [self.template.encode(s.conversation, generation_prompt=self.generation_prompt) for s in samples]
+        length = max(len(e.input_ids) for e in encoded)
+        clips = [self.cache.read(s, self.image_size) for s in samples if s.frames]
+        frames = np.concatenate(clips) if clips else np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
+        return {
+            "input_ids": self._rows([e.input_ids for e in encoded], length, self.pad_id),
+            "attention_mask": self._rows([[1] * len(e.input_ids) for e in encoded], length, 0),
+            "labels": self._rows([e.labels for e in encoded], length, IGNORE),
+            "frames": torch.from_numpy(frames),
+        }
+
+    def _rows(self, rows: list[list[int]], length: int, fill: int) -> torch.Tensor:
+        padded = [
+            row + [fill] * (length - len(row)) if self.padding == "right" else [fill] * (length - len(row)) + row
+            for row in rows
+        ]
+        return torch.tensor(padded, dtype=torch.long)

@@ -1,0 +1,172 @@
+"""Make a tier of the synthetic data set: plan, render and encode clips in parallel, then write the annotations.
+
+Finished clips are kept, so an interrupted run goes on where it stopped.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vtskip.data.files import read_json, write_json
+from vtskip.data.synthetic.encode import content_hash, write_video
+from vtskip.data.synthetic.export import write_coin, write_ego4d
+from vtskip.data.synthetic.plan import Plan, make_plan
+from vtskip.data.synthetic.render import RADIUS, Renderer
+from vtskip.errors import ConfigError, nearest
+
+RECIPE = 1  # raise it when the same seed no longer gives the same pictures or texts
+FPS = 10
+
+
+@dataclass(frozen=True)
+class Tier:
+    """Clip counts per split, clip length in seconds, frame size in pixels."""
+
+    train: int
+    val: int
+    test: int
+    seconds: tuple[float, float]
+    size: int = 160
+
+    @property
+    def clips(self) -> int:
+        return self.train + self.val + self.test
+
+
+TIERS = {
+    "smoke": Tier(train=8, val=2, test=2, seconds=(8, 12)),
+    "small": Tier(train=96, val=8, test=16, seconds=(15, 20)),
+}
+
+
+def get_tier(name: str) -> Tier:
+    if name not in TIERS:
+        raise ConfigError(f"unknown tier {name!r}{nearest(name, TIERS)}; accepted: {', '.join(TIERS)}")
+    return TIERS[name]
+
+
+def _clip(uid: str, seed: tuple[int, ...], tier: Tier, out: Path, recipe: dict[str, Any]) -> None:
+    """One clip: the video, then its timeline as the sign that it is complete."""
+    plan = make_plan(uid, seed, tier.seconds, FPS)
+    video = out / "videos" / f"{uid}.mp4"
+    write_video(video, Renderer(plan, tier.size).frames(), FPS)
+    write_json(
+        out / "timelines" / f"{uid}.json",
+        {
+            "recipe": recipe,
+            "uid": uid,
+            "seed": list(seed),
+            "fps": str(FPS),
+            "frames": plan.frames,
+            "size": tier.size,
+            "hash": content_hash(video),
+            "steps": _steps(plan),
+        },
+    )
+
+
+def _steps(plan: Plan) -> list[dict[str, Any]]:
+    rows = []
+    for step in plan.steps:
+        thing = plan.things[step.thing]
+        box = [thing.x - RADIUS, thing.y - RADIUS, thing.x + RADIUS, thing.y + RADIUS]
+        moments = {key: value for key, value in asdict(step).items() if key in ("approach", "contact", "end", "away")}
+        rows.append({**asdict(step.action), **moments, "box": [round(v, 4) for v in box]})
+    return rows
+
+
+def _finished(out: Path, uid: str, recipe: dict[str, Any]) -> bool:
+    timeline = out / "timelines" / f"{uid}.json"
+    if not timeline.is_file() or not (out / "videos" / f"{uid}.mp4").is_file():
+        return False
+    try:
+        return json.loads(timeline.read_text(encoding="utf-8"))["recipe"] == recipe
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+@contextmanager
+def _progress(show: bool, total: int, done: int) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("making clips"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+        task = bar.add_task("clips", total=total, completed=done)
+        yield lambda: bar.advance(task)
+
+
+def splits_of(name: str, tier: Tier) -> dict[str, list[str]]:
+    """Clip ids per split."""
+    uids = [f"{name}-{number:04d}" for number in range(tier.clips)]
+    return {
+        "train": uids[: tier.train],
+        "val": uids[tier.train : tier.train + tier.val],
+        "test": uids[tier.train + tier.val :],
+    }
+
+
+def make(tier: str, out: str | Path, seed: int = 0, progress: bool = True, workers: int | None = None) -> Path:
+    """Write the tier to ``out`` and return that folder; does nothing where it is already complete.
+
+    Holds ``videos/*.mp4``, ``coin/``, ``ego4d/``, ``timelines/``, ``splits.json`` and ``manifest.json`` (seed, sizes and the
+    hash of every clip's decoded frames). ``workers`` processes, by default one per core. Raises ConfigError for an unknown
+    tier or a folder that holds another tier or seed.
+    """
+    spec, out = get_tier(tier), Path(out)
+    recipe = {"version": RECIPE, "tier": tier, "seed": seed, **{k: v for k, v in asdict(spec).items()}}
+    recipe["seconds"] = list(spec.seconds)
+    manifest = out / "manifest.json"
+    if manifest.is_file():
+        held = read_json(manifest).get("recipe")
+        if held != recipe:
+            raise ConfigError(f"{out}: holds other synthetic data ({held}); choose another folder or remove it")
+        return out
+    splits = splits_of(tier, spec)
+    uids = [uid for names in splits.values() for uid in names]
+    number = list(TIERS).index(tier)
+    jobs = [
+        (uid, (seed, number, i), spec, out, recipe) for i, uid in enumerate(uids) if not _finished(out, uid, recipe)
+    ]
+    with _progress(progress, len(uids), len(uids) - len(jobs)) as advance:
+        _run(jobs, min(workers or os.cpu_count() or 1, len(jobs)), advance)
+    timelines = [read_json(out / "timelines" / f"{uid}.json") for uid in uids]
+    write_coin(out / "coin", timelines, splits)
+    write_ego4d(out / "ego4d", timelines)
+    write_json(out / "splits.json", splits)
+    clips = {t["uid"]: {"frames": t["frames"], "fps": t["fps"], "sha256": t["hash"]} for t in timelines}
+    write_json(manifest, {"recipe": recipe, "clips": clips})
+    return out
+
+
+def _run(jobs: list[tuple], workers: int, advance: Any) -> None:
+    if workers <= 1:
+        for job in jobs:
+            _clip(*job)
+            advance()
+        return
+    # fork: a child of a script without an "if __name__ == '__main__'" guard must not run the script again
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method)) as pool:
+        for done in as_completed([pool.submit(_clip, *job) for job in jobs]):
+            done.result()
+            advance()
