@@ -68,8 +68,8 @@ class Report:
 
 def make_report(method: str, shape: DecoderShape, state: StepState) -> Report:
     head = head_flops(shape, state.logit_rows)
-    layers = []
-    for i, count in enumerate(state.layers):
+    layers, counts = [], [count.with_text(state.text_rows) for count in state.layers]
+    for i, count in enumerate(counts):
         layers.append(
             LayerReport(
                 layer=i,
@@ -87,9 +87,9 @@ def make_report(method: str, shape: DecoderShape, state: StepState) -> Report:
         method=method,
         forwards=state.forwards,
         layers=layers,
-        flops_linear=head + sum(linear_flops(shape, c) for c in state.layers),
+        flops_linear=head + sum(linear_flops(shape, c) for c in counts),
         flops_linear_dense=head + shape.layers * linear_flops(shape, state.dense),
-        flops_full=head + sum(full_flops(shape, c) for c in state.layers),
+        flops_full=head + sum(full_flops(shape, c) for c in counts),
         flops_full_dense=head + shape.layers * full_flops(shape, state.dense),
         kv_bytes=state.kv_bytes,
         kv_bytes_dense=state.kv_bytes_dense,

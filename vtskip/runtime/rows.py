@@ -81,6 +81,8 @@ class RowReader:
         override: Layout | None = self.state.override
         if override is not None:
             past = 0 if cache is None else int(cache.get_seq_length())
+            if past >= override.vision.shape[1]:
+                return None
             vision, sizes = override.part(past, length, batch)
         elif self.family is not None and any(inputs.get(name) is not None for name in self.family.inputs):
             if tokens is None:

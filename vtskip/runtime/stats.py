@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from vtskip.plan import LayerPlan, RowMap
-from vtskip.runtime.cache import kv_bytes, stored_slots
+from vtskip.runtime.cache import stored_slots
 
 
 @dataclass
@@ -29,14 +29,23 @@ class LayerCount:
     kept: int = 0
     kept_ffn: int = 0
 
-    def add_dense(self, batch: int, length: int, past: int, vision: int) -> None:
-        n = batch * length
-        for name in ("rows", "attend", "expose", "ffn", "cache"):
-            setattr(self, name, getattr(self, name) + n)
-        self.pairs += n * (past + length)
+    def add(self, rows: int, pairs: int, vision: int) -> None:
+        """Rows that all ran through everything."""
+        self.rows += rows
+        self.attend += rows
+        self.expose += rows
+        self.ffn += rows
+        self.cache += rows
+        self.pairs += pairs
         self.vision += vision
         self.kept += vision
         self.kept_ffn += vision
+
+    def with_text(self, rows: int) -> LayerCount:
+        """These counts and those of ``rows`` rows of steps without vision (their pairs are counted already)."""
+        total = replace(self)
+        total.add(rows, 0, 0)
+        return total
 
 
 @dataclass
@@ -46,13 +55,16 @@ class StepState:
     Attributes:
         rows: the RowMap of the running forward, None on steps without vision rows.
         override: a layout given by the caller instead of being read from the inputs.
-        plans: the last forward with vision rows, layer -> (its plan, rows already cached), for reports and pictures.
+        layers: sums per layer over steps with vision rows, and the pairs of all steps; ``text_rows`` are the rows of the
+            steps without, which ran everywhere.
+        running: layer -> (its plan, rows already cached) of the current forward; ``plans`` of the last one with vision rows.
     """
 
     rows: RowMap | None = None
     override: Any = None
     layers: list[LayerCount] = field(default_factory=list)
     dense: LayerCount = field(default_factory=LayerCount)
+    text_rows: int = 0
     logit_rows: int = 0
     forwards: int = 0
     kv_bytes: int = 0
@@ -64,7 +76,7 @@ class StepState:
     def reset(self, layers: int) -> None:
         self.layers = [LayerCount() for _ in range(layers)]
         self.dense = LayerCount()
-        self.logit_rows = self.forwards = self.kv_bytes = self.kv_bytes_dense = 0
+        self.text_rows = self.logit_rows = self.forwards = self.kv_bytes = self.kv_bytes_dense = 0
         self.last_rows, self.plans = None, {}
 
     def begin(self, rows: RowMap | None) -> None:
@@ -75,24 +87,38 @@ class StepState:
         self.running[layer] = (plan, slots)
 
     def finish(self, batch: int, length: int, cache: Any) -> None:
-        """Close a forward of ``[batch, length]`` rows: layers that recorded nothing ran every row."""
-        vision = 0 if self.rows is None else sum(map(sum, self.rows.sizes))
-        past = 0 if cache is None else max(cache.get_seq_length() - length, 0)
-        self.dense.add_dense(batch, length, past, vision)
+        """Close a forward of ``[batch, length]`` rows: layers that recorded nothing ran every row.
+
+        Runs at every decode step, so a step without vision rows only adds one number per layer.
+        """
+        rows, n, stored = self.rows, batch * length, [] if cache is None else cache.layers
+        slots = [stored_slots(layer) for layer in stored] or [length] * len(self.layers)
         self.forwards += 1
+        if rows is None:
+            self.text_rows += n
+        vision = 0 if rows is None else sum(map(sum, rows.sizes))
+        past = 0 if cache is None else max(cache.get_seq_length() - length, 0)
+        self.dense.add(n, n * (past + length), vision)
         for i, count in enumerate(self.layers):
             if i in self.running:
                 self._add(count, batch, length, vision, *self.running[i])
+            elif rows is None:
+                count.pairs += n * slots[i]
             else:
-                layer = cache.layers[i] if cache is not None and len(cache.layers) > i else None
-                count.add_dense(batch, length, max(stored_slots(layer) - length, 0), vision)
-        if self.rows is not None:
-            self.last_rows, self.plans = self.rows, {i: _detached(plan) for i, (plan, _) in self.running.items()}
+                count.add(n, n * slots[i], vision)
+        if rows is not None:
+            self.last_rows, self.plans = rows, {i: _detached(plan) for i, (plan, _) in self.running.items()}
         if cache is not None:
-            self.kv_bytes = kv_bytes(cache)
-            self.kv_bytes_dense = _dense_bytes(cache)
+            self._measure_cache(cache, slots)
         self.rows = None
         self.running = {}
+
+    def _measure_cache(self, cache: Any, slots: list[int]) -> None:
+        keys = next((layer.keys for layer in cache.layers if stored_slots(layer)), None)
+        row_bytes = 0 if keys is None else 2 * keys.shape[0] * keys.shape[1] * keys.shape[3] * keys.element_size()
+        seen = cache.get_seq_length()
+        held = [min(seen, w - 1) if (w := window_of(layer)) else seen for layer in cache.layers]
+        self.kv_bytes, self.kv_bytes_dense = row_bytes * sum(slots), row_bytes * sum(held)
 
     def _add(self, count: LayerCount, batch: int, length: int, vision: int, plan: LayerPlan, slots: int) -> None:
         assert self.rows is not None
@@ -127,14 +153,6 @@ def _detached(plan: LayerPlan) -> LayerPlan:
     return LayerPlan(plan.attend, plan.expose, plan.ffn, plan.cache)
 
 
-def _dense_bytes(cache: Any) -> int:
-    """Bytes the same cache would hold had every layer stored every row."""
-    total = 0
-    for layer in cache.layers:
-        keys = getattr(layer, "keys", None)
-        if stored_slots(layer):
-            per_row = 2 * keys.shape[0] * keys.shape[1] * keys.shape[3] * keys.element_size()
-            window = getattr(layer, "window", None) or getattr(layer, "sliding_window", None)
-            seen = int(layer.get_seq_length())
-            total += per_row * (min(seen, window - 1) if window else seen)
-    return total
+def window_of(layer: Any) -> int | None:
+    """Sliding window of a cache layer, ours or a stock one."""
+    return getattr(layer, "window", None) or getattr(layer, "sliding_window", None)
