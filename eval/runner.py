@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from vtskip.data import build
+from vtskip.data.collate import FrameCache
 from vtskip.data.types import Sample
-from vtskip.data.video import read_frames
 from vtskip.errors import ConfigError, DataError
 from vtskip.eval import metrics
 from vtskip.eval.config import EvalConfig
@@ -21,10 +21,11 @@ from vtskip.eval.records import SampleRecord
 from vtskip.eval.stream_score import StreamIds, score
 from vtskip.methods import Method, get_method
 from vtskip.streaming.loading import StreamCheckpoint, load_stream
-from vtskip.streaming.session import StreamSession, percentiles
+from vtskip.streaming.session import StreamSession, percentiles, play
 from vtskip.streaming.vtt import write_text
 
 Progress = Callable[[str, int, int], None]
+FRAME_BYTES = 256 << 20  # decoded frames kept from row to row
 POLICIES = {"always_speak": True, "never_speak": False}
 TIMING = ("time_diff", "fluency", "miss_rate", "late_rate", "false_trigger_rate", "timing_")
 
@@ -46,12 +47,14 @@ def run(config: EvalConfig, progress: Progress | None = None) -> dict[str, Any]:
         raise DataError(f"no conversations to evaluate in {config.data}")
     model_method = checkpoint.handle.method
     plan = {"model": model_method} | {row: row_method(row, model_method, config.seed) for row in config.rows}
+    side = checkpoint.model.config.image_size
+    cache = FrameCache(FRAME_BYTES // (3 * side * side))
     records: dict[str, list[SampleRecord]] = {}
     costs: dict[str, dict[str, Any]] = {}
     for row, method in plan.items():
         if method is not checkpoint.handle.method:
             checkpoint.use(method)
-        records[row], costs[row] = _score_row(checkpoint, samples, row, config, progress)
+        records[row], costs[row] = _score_row(checkpoint, samples, cache, row, config, progress)
     record = _record(config, samples, plan, records, costs) | peak_memory(checkpoint.model.device)
     if config.out is not None:
         lines = [json.dumps({"row": row, **r.as_dict()}, allow_nan=False) for row in records for r in records[row]]
@@ -74,15 +77,19 @@ def row_method(row: str, method: Method, seed: int) -> Method:
 
 
 def _score_row(
-    checkpoint: StreamCheckpoint, samples: Sequence[Sample], row: str, config: EvalConfig, progress: Progress | None
+    checkpoint: StreamCheckpoint,
+    samples: Sequence[Sample],
+    cache: FrameCache,
+    row: str,
+    config: EvalConfig,
+    progress: Progress | None,
 ) -> tuple[list[SampleRecord], dict[str, Any]]:
     stream = MeteredStream(checkpoint.model)
     ids = StreamIds.of(checkpoint.template)
-    size = checkpoint.model.config.image_size
     records, meter, seconds = [], CostMeter(), []
     for done, sample in enumerate(samples, start=1):
         encoded = checkpoint.template.encode(sample.conversation)
-        frames = read_frames(sample.video, sample.frames, size)
+        frames = cache.read(sample, checkpoint.model.config.image_size)
         if row == "blind":
             frames = np.zeros_like(frames)
         features = stream.encode(frames)
@@ -92,19 +99,24 @@ def _score_row(
         if stream.whole is not None:
             meter.add(stream.whole, len(sample.frames))
         if done <= config.live_clips:
-            seconds += live_seconds(checkpoint, frames, sample.fps, config.live_threshold)
+            seconds += live_seconds(checkpoint, sample, frames, config.live_threshold)
         if progress is not None:
             progress(row, done, len(samples))
     return records, meter.summary() | latency(seconds)
 
 
-def live_seconds(checkpoint: StreamCheckpoint, frames: np.ndarray, fps: float, threshold: float) -> list[float]:
-    """Seconds per frame of a live session over one clip, replies included."""
+def live_seconds(checkpoint: StreamCheckpoint, sample: Sample, frames: np.ndarray, threshold: float) -> list[float]:
+    """Seconds per frame of a live session over one clip, opened as the sample's conversation is; replies included."""
+    opening = {turn["role"]: turn["content"] for turn in sample.conversation[:3] if turn["role"] in ("system", "user")}
     session = StreamSession(
-        checkpoint.model, checkpoint.template, threshold=threshold, system=checkpoint.model.config.system_prompt
+        checkpoint.model,
+        checkpoint.template,
+        threshold=threshold,
+        system=opening.get("system"),
+        instruction=opening.get("user"),
     )
-    for k, frame in enumerate(frames):
-        session.push(frame, k / fps)
+    for _ in play(session, ((k / sample.fps, frame) for k, frame in enumerate(frames))):
+        pass
     return session.seconds
 
 

@@ -4,9 +4,10 @@ What is fed to the model, and when, is VideoLLM-online's demo loop (arXiv 2406.1
 model decides to speak, the reply opener is fed whatever its runner-up token was.
 """
 
+import math
 import time as clock
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 from typing import Any
@@ -171,6 +172,36 @@ class StreamSession:
 
     def _step(self, ids: Sequence[int], features: Any = None) -> Tensor:
         return self.model.step(ids, features, self.cache, [len(ids) - 1])
+
+
+def play(
+    session: StreamSession, frames: Iterable[tuple[float, Any]], questions: Sequence[tuple[float, str]] = ()
+) -> Iterator[Event]:
+    """Run ``(time, frame)`` pairs through a session and yield replies as they come, those to late questions last.
+
+    questions: ``(time, text)``; each is asked just before the first frame that is not earlier than it.
+    """
+    waiting = deque(sorted(questions, key=lambda q: q[0]))
+    for time, frame in frames:
+        while waiting and waiting[0][0] <= time:
+            asked, text = waiting.popleft()
+            session.ask(text, asked)
+        yield from session.push(frame, time)
+    for asked, text in waiting:
+        session.ask(text, asked)
+    yield from session.finish()
+
+
+def parse_question(text: str) -> tuple[float, str]:
+    """``TEXT@SECONDS`` to ``(seconds, text)``. Raises ConfigError for anything else."""
+    question, at, seconds = text.rpartition("@")
+    try:
+        time = float(seconds)
+    except ValueError:
+        time = math.nan
+    if not (at and question.strip() and 0 <= time < math.inf):
+        raise ConfigError(f"query {text!r}: accepted is TEXT@SECONDS, e.g. 'What is this?@3.5'")
+    return time, question.strip()
 
 
 def instruction_ids(template: StreamTemplate, system: str | None, instruction: str) -> list[int]:

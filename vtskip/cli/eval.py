@@ -1,0 +1,42 @@
+"""``vtskip eval``: accuracy beside cost on held-out clips."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    config: Annotated[Path, typer.Argument(help="a file of configs/eval/")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. model=runs/mine")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the record as JSON, and nothing else")] = False,
+) -> None:
+    """Score a model on held-out conversations, against blind and at equal counts; write one record."""
+    import json
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from vtskip.cli.tables import eval_table
+    from vtskip.config import load_config
+    from vtskip.eval.config import EvalConfig
+    from vtskip.eval.runner import run
+
+    settings = load_config(EvalConfig, config, overrides)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, object] = {}
+
+        def progress(row: str, done: int, total: int) -> None:
+            if row not in tasks:
+                tasks[row] = bar.add_task(row, total=total)
+            bar.update(tasks[row], completed=done)
+
+        record = run(settings, progress)
+    if as_json:
+        print(json.dumps(record, indent=1, allow_nan=False))
+        return
+    console = Console()
+    console.print(eval_table(record))
+    if settings.out is not None:
+        console.print(f"record: {Path(settings.out) / 'record.json'}", highlight=False)
