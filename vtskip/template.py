@@ -206,7 +206,10 @@ def special_ids(tokenizer: Any, frame: str = FRAME, interval: str = INTERVAL) ->
     the interval is not one token or there is no eos.
     """
     for text in (frame, CLOSE):
-        if len(tokenizer.encode(text, add_special_tokens=False)) != 1 or _single(tokenizer, text) == tokenizer.unk_token_id:
+        if (
+            len(tokenizer.encode(text, add_special_tokens=False)) != 1
+            or _single(tokenizer, text) == tokenizer.unk_token_id
+        ):
             tokenizer.add_special_tokens({"additional_special_tokens": [text]}, replace_extra_special_tokens=False)
     ids: dict[str, int | None] = {"frame_id": _single(tokenizer, frame), "interval_id": _single(tokenizer, interval)}
     ids["close_id"] = _single(tokenizer, CLOSE)
@@ -218,5 +221,7 @@ def special_ids(tokenizer: Any, frame: str = FRAME, interval: str = INTERVAL) ->
 def _single(tokenizer: Any, text: str) -> int:
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
-        raise ConfigError(f"tokenizer {type(tokenizer).__name__}: {text!r} is {len(ids)} tokens, it has to be exactly one")
+        raise ConfigError(
+            f"tokenizer {type(tokenizer).__name__}: {text!r} is {len(ids)} tokens, it has to be exactly one"
+        )
     return int(ids[0])

@@ -9,7 +9,9 @@ def test_loss_and_gradient(golden):
     item = golden("stream_loss")
     config, t = item.json["config"], item.tensors
     logits = t["logits"].requires_grad_()
-    loss = stream_loss(logits, t["labels"], t["input_ids"], config["frame_placeholder_id"], config["stream_loss_weight"])
+    loss = stream_loss(
+        logits, t["labels"], t["input_ids"], config["frame_placeholder_id"], config["stream_loss_weight"]
+    )
     loss.backward()
     torch.testing.assert_close(loss.detach().reshape(1), t["loss"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits.grad, t["grad_logits"], atol=1e-6, rtol=0)

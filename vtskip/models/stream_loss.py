@@ -5,14 +5,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def stream_loss(logits: Tensor, labels: Tensor, input_ids: Tensor, frame_id: int, weight: float = 1.0) -> Tensor:
+def stream_loss(
+    logits: Tensor,
+    labels: Tensor,
+    input_ids: Tensor,
+    frame_id: int,
+    weight: float = 1.0,
+    num_items: Tensor | int | None = None,
+) -> Tensor:
     """Scalar loss: ``sum_p w_p · CE(logits[p], labels[p]) / number of labelled p``.
 
     ``w_p`` is ``weight`` where the input token is the frame placeholder and 1 elsewhere; the denominator counts
     positions, not weights. There is no shift: ``labels[p]`` is the target predicted at p, -100 where nothing is learned.
 
     logits [B, S, V]; labels, input_ids [B, S]. Only labelled rows are computed. Without any label the loss is a
-    differentiable zero.
+    differentiable zero. num_items divides instead of the number of labels: the labels of all the micro-batches and
+    processes that share an optimizer step.
     """
     learned = labels != -100
     rows = logits[learned]
@@ -20,4 +28,4 @@ def stream_loss(logits: Tensor, labels: Tensor, input_ids: Tensor, frame_id: int
         return logits.sum() * 0.0
     losses = F.cross_entropy(rows.float() if rows.dtype.itemsize < 4 else rows, labels[learned], reduction="none")
     weights = torch.where(input_ids[learned] == frame_id, weight, 1.0).to(losses)
-    return (losses * weights).sum() / rows.shape[0]
+    return (losses * weights).sum() / (rows.shape[0] if num_items is None else num_items)
