@@ -1,18 +1,14 @@
 """Every method on every family: the invariants that make skipping safe to use."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from methods_matrix import MATRIX
+from tiny import FAMILIES
 from transformers import DynamicCache
 
 import vtskip
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from methods_matrix import MATRIX  # noqa: E402
-from tiny import FAMILIES  # noqa: E402
 
 TOLERANCE = 1e-12
 KINDS = ["long", "short", "text"]

@@ -1,0 +1,60 @@
+"""Rows, groups and row sets."""
+
+import numpy as np
+import pytest
+import torch
+
+from vtskip.errors import ModelError
+from vtskip.plan import RowMap, RowSet, rows_to_keep
+
+
+@pytest.mark.parametrize(
+    ("keep", "size", "kept"), [(0.2, 10, 2), (0.2, 26, 6), (0.2, 1, 1), (0.14, 50, 7), (1.0, 9, 9)]
+)
+def test_rows_to_keep_rounds_up_without_float_error(keep, size, kept):
+    assert rows_to_keep(keep, size) == kept
+
+
+def test_row_set_index_is_ordered_right_aligned_and_distinct():
+    mask = torch.tensor([[0, 1, 0, 1, 1, 0], [0, 0, 1, 0, 0, 0]], dtype=torch.bool)
+    rows = RowSet(mask, [3, 1])
+    assert rows.width == 3 and len(rows) == 4
+    assert rows.index[0].tolist() == [1, 3, 4]
+    assert rows.index[1, -1] == 2 and rows.index[1].unique().numel() == 3
+    assert rows.ok.tolist() == [[True] * 3, [False, False, True]]
+    assert RowSet(mask[:1], [3]).ok is None
+    assert RowSet(torch.zeros(2, 4, dtype=torch.bool), [0, 0]).index.shape == (2, 0)
+
+
+def layout() -> RowMap:
+    vision = np.array([[0, 1, 1, 1, 1, 0, 1, 1], [0, 0, 1, 1, 0, 0, 0, 0]], bool)
+    valid = np.array([[1] * 8, [0, 1, 1, 1, 1, 1, 1, 1]], bool)
+    return RowMap.build(vision, valid, [[2, 2, 2], [2]], past=[10, 3])
+
+
+def test_row_map_groups_offsets_and_positions():
+    rows = layout()
+    assert rows.group.tolist() == [[-1, 0, 0, 1, 1, -1, 2, 2], [-1, -1, 0, 0, -1, -1, -1, -1]]
+    assert rows.offset[0].tolist() == [0, 0, 1, 0, 1, 0, 0, 1]
+    assert rows.position[0].tolist() == list(range(10, 18))
+    assert rows.position[1, 1:].tolist() == list(range(3, 10))
+    assert rows.text_counts == (2, 5)
+    assert rows.everything.counts == (8, 7)
+    assert rows.text.mask.sum(1).tolist() == [2, 5]
+    assert rows.group_size[0].tolist() == [0, 2, 2, 2, 2, 0, 2, 2]
+
+
+def test_runs_are_groups_when_no_sizes_are_given():
+    rows = RowMap.build(np.array([[1, 1, 0, 1, 0]], bool))
+    assert rows.sizes == ((2, 1),)
+
+
+def test_padding_is_never_vision():
+    rows = RowMap.build(np.array([[1, 1, 0]], bool), np.array([[0, 1, 1]], bool))
+    assert rows.vision.tolist() == [[False, True, False]]
+    assert rows.sizes == ((1,),)
+
+
+def test_groups_that_do_not_add_up_are_named():
+    with pytest.raises(ModelError, match=r"sample 0.*\[2\].*3 vision rows"):
+        RowMap.build(np.array([[1, 1, 1]], bool), sizes=[[2]])

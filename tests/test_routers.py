@@ -1,0 +1,74 @@
+"""Selection per group, ties, evenly spaced rows, and noise by content position."""
+
+import numpy as np
+import pytest
+import torch
+
+from vtskip.plan import RowMap, rows_to_keep
+from vtskip.routers import Router, evenly_per_group, position_noise, topk_per_group
+
+
+def ragged(seed: int = 0) -> RowMap:
+    """Two samples with groups of many sizes between text, the second one padded on the left."""
+    sizes = [[3, 7, 1, 10], [5, 5]]
+    vision, valid = np.zeros((2, 40), bool), np.ones((2, 40), bool)
+    valid[1, :9] = False
+    starts = [[1, 5, 13, 20], [10, 15]]
+    for b, row in enumerate(sizes):
+        for start, size in zip(starts[b], row):
+            vision[b, start : start + size] = True
+    return RowMap.build(vision, valid, sizes)
+
+
+def by_hand(score: torch.Tensor, rows: RowMap, keep: float) -> torch.Tensor:
+    """Top-k of every group in plain Python."""
+    kept = torch.zeros_like(rows.vision)
+    for b, sizes in enumerate(rows.sizes):
+        for g, size in enumerate(sizes):
+            places = (rows.group[b] == g).nonzero().flatten().tolist()
+            best = sorted(places, key=lambda p: (-score[b, p].item(), p))[: rows_to_keep(keep, size)]
+            kept[b, best] = True
+    return kept
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.2, 0.34, 0.5, 1.0])
+def test_topk_matches_plain_python(keep):
+    rows = ragged()
+    score = torch.randn(2, 40, generator=torch.Generator().manual_seed(1))
+    kept = topk_per_group(score, rows, keep)
+    assert torch.equal(kept, by_hand(score, rows, keep))
+    assert kept.sum(1).tolist() == rows.kept_counts(keep)
+
+
+def test_ties_go_to_the_earlier_row():
+    rows = ragged()
+    score = torch.zeros(2, 40)
+    assert torch.equal(topk_per_group(score, rows, 0.4), by_hand(score, rows, 0.4))
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.3, 0.5, 1.0])
+def test_even_rows_have_the_same_counts(keep):
+    rows = ragged()
+    kept = evenly_per_group(rows, keep)
+    assert kept.sum(1).tolist() == rows.kept_counts(keep)
+    assert kept[rows.vision & (rows.offset == 0)].all()
+    assert not (kept & ~rows.vision).any()
+
+
+def test_noise_is_a_pure_function_of_position_and_seed():
+    position = torch.arange(100000)
+    noise = position_noise(position, seed=7)
+    assert torch.equal(noise[50:60], position_noise(position[50:60], seed=7))
+    assert not torch.equal(noise, position_noise(position, seed=8))
+    assert noise.min() >= 0 and noise.max() < 1
+    histogram = torch.histc(noise, 10, 0, 1) / len(noise)
+    assert (histogram - 0.1).abs().max() < 0.01
+    neighbours = torch.corrcoef(torch.stack([noise[:-1], noise[1:]]))[0, 1]
+    assert neighbours.abs() < 0.02
+
+
+def test_router_never_ranks_in_low_precision():
+    router = Router(16).bfloat16()
+    assert router(torch.randn(2, 3, 16, dtype=torch.bfloat16)).dtype == torch.float32
+    assert router.double()(torch.randn(2, 3, 16, dtype=torch.float64)).dtype == torch.float64
+    assert torch.equal(Router(16, seed=3).weight, Router(16, seed=3).weight)
