@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from tiny import FAMILIES
 
 import vtskip
+from tests.tiny import FAMILIES
 from vtskip.errors import CheckpointError, VtskipError
 from vtskip.runtime.attach import attached
 from vtskip.saving import CONFIG_NAME, WEIGHTS_NAME, write_atomic

@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
-from tiny import FAMILIES, TEXT
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, StaticCache
 
 import vtskip
+from tests.tiny import FAMILIES, TEXT
 from vtskip.errors import ConfigError, ModelError
 from vtskip.runtime.attach import attached
 

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from methods_matrix import MATRIX
-from tiny import FAMILIES
 from transformers import DynamicCache
 
 import vtskip
+from tests.methods_matrix import MATRIX
+from tests.tiny import FAMILIES
 
 TOLERANCE = 1e-12
 KINDS = ["long", "short", "text"]
