@@ -41,7 +41,7 @@ class Tier:
 
 TIERS = {
     "smoke": Tier(train=8, val=2, test=2, seconds=(8, 12)),
-    "small": Tier(train=96, val=8, test=16, seconds=(15, 20)),
+    "small": Tier(train=96, val=8, test=16, seconds=(16, 20)),
 }
 
 
@@ -133,7 +133,7 @@ def make(tier: str, out: str | Path, seed: int = 0, progress: bool = True, worke
     tier or a folder that holds another tier or seed.
     """
     spec, out = get_tier(tier), Path(out)
-    recipe = {"version": RECIPE, "tier": tier, "seed": seed, **{k: v for k, v in asdict(spec).items()}}
+    recipe = {"version": RECIPE, "tier": tier, "seed": seed, **asdict(spec)}
     recipe["seconds"] = list(spec.seconds)
     manifest = out / "manifest.json"
     if manifest.is_file():

@@ -9,23 +9,27 @@ from vtskip.data.synthetic.grammar import COLOURS
 from vtskip.data.synthetic.plan import SLIDE, Plan, Step, Thing
 
 SKINS = ((238, 190, 158), (214, 160, 124), (176, 120, 86), (128, 84, 60))
-STEEL, DARK, MILK, CLOTH = (206, 212, 220), (24, 22, 24), (250, 250, 246), (120, 236, 240)
-RADIUS = 0.135  # of a thing
-GRIP = (0.02, 0.115)  # where the palm is, seen from the thing it works on
+STEEL, DARK, MILK, CLOTH, HANDLE = (222, 228, 236), (20, 18, 20), (252, 252, 248), (120, 240, 244), (40, 36, 40)
+JUG, JUG_SIDE = (96, 64, 130), (66, 42, 96)
+RADIUS, SMALL = 0.19, 0.07  # of a thing in front and on the shelf
 
 
 class Renderer:
     """Draws the frames of one plan. All randomness comes from the plan's seed."""
 
     def __init__(self, plan: Plan, size: int, noise: float = 2.0) -> None:
-        self.plan, self.size, self.noise = plan, size, noise
+        self.plan, self.size = plan, size
         rng = np.random.default_rng((*plan.seed, 1))
-        self.background = texture(rng, size)
         self.skin: Colour = SKINS[int(rng.integers(len(SKINS)))]
-        self.sleeve: Colour = tuple(rng.uniform(40, 110) + rng.uniform(-8, 8, 3))
-        self.entry = float(rng.uniform(0.4, 0.7))
+        grey = rng.uniform(40, 110)
+        self.sleeve: Colour = (grey, grey, grey)
+        self.entry = float(rng.uniform(0.4, 0.6))
         self.grain = rng.standard_normal((size, size, 1)).astype(np.float32) * noise
         self.shifts = rng.integers(0, size, (plan.frames, 2))
+        table = Canvas(texture(rng, size))
+        for thing in plan.shelf:
+            draw_thing(table, thing, (thing.x, thing.y), radius=SMALL)
+        self.background = table.image
 
     def frames(self) -> Iterator[np.ndarray]:
         """Every frame in order, uint8 RGB ``[size, size, 3]``."""
@@ -34,87 +38,156 @@ class Renderer:
     def frame(self, t: int) -> np.ndarray:
         canvas = Canvas(self.background)
         step = next((s for s in self.plan.steps if s.approach <= t < s.away), None)
+        touched = step.thing if step and t >= step.contact and (t < step.end or step.action.verb == "pick") else None
         for index, thing in enumerate(self.plan.things):
-            if thing.born <= t < thing.gone and not (step and index == step.thing and t >= step.contact):
+            if thing.born <= t < thing.gone and index != touched:
                 self._rest(canvas, index, thing, t)
         if step:
             self._act(canvas, step, t)
-        self._fidget(canvas, t)
-        if self.noise:
-            canvas.image += np.roll(self.grain, tuple(self.shifts[t]), axis=(0, 1))
+        for start, end in self.plan.fidgets:
+            if start <= t < end:  # the empty hand shows at the lower edge and touches nothing
+                rise = float(np.sin(np.pi * (t - start + 1) / (end - start + 1)))
+                self._hand(canvas, (self.entry, 1.12 - 0.2 * rise), closed=False)
+        canvas.image += np.roll(self.grain, tuple(self.shifts[t]), axis=(0, 1))
         return np.clip(canvas.image + 0.5, 0, 255).astype(np.uint8)
 
     def _rest(self, canvas: Canvas, index: int, thing: Thing, t: int) -> None:
-        """A thing nobody touches: it slides in from and out to the upper edge, and shows what was last done to it."""
-        carried = any(s.moved == index for s in self.plan.steps)
-        let_go = any(s.moved is not None and s.thing == index for s in self.plan.steps)
-        coming = 1.0 if carried else min(1.0, (t - thing.born) / SLIDE)
-        going = 0.0 if let_go else max(0.0, 1 - (thing.gone - t) / SLIDE)
-        y = thing.y - (1 - min(coming, 1 - going)) * (thing.y + RADIUS * 1.5)
+        """A thing nobody touches: it slides in, lies there with the trace of what was last done to it, and slides out."""
+        coming = min(1.0, (t - thing.born) / SLIDE)
+        leaving = max(0.0, 1 - (thing.gone - t) / SLIDE)
+        x = thing.x + thing.side * (1 - coming) * 0.75 - thing.side * leaving * 0.75
         done = [s.action.verb for s in self.plan.steps if s.thing == index and s.end <= t]
-        draw_thing(canvas, thing, (thing.x, y), state=done[-1] if done else "", strength=0.5)
+        draw_thing(canvas, thing, (x, thing.y), state=done[-1] if done else "", strength=0.35)
 
     def _act(self, canvas: Canvas, step: Step, t: int) -> None:
         """The hand on its way to the thing, at work, and on its way back."""
         thing = self.plan.things[step.thing]
-        verb, spot = step.action.verb, (thing.x, thing.y)
-        home = (self.entry, 1.25)
-        if t < step.contact:
+        verb, home, near = step.action.verb, (self.entry, 1.3), (thing.x + 0.02, thing.y + 0.34)
+        if step.contact <= t < step.end:
+            self._work(canvas, verb, thing, t - step.contact)
+        elif t < step.contact:
             way = (t - step.approach + 1) / (step.contact - step.approach + 1)
-            draw_hand(canvas, self, _mix(home, _add(spot, (GRIP[0], GRIP[1] + 0.10)), way), verb, False)
-            return
-        if t < step.end:
-            part = (t - step.contact) / max(1, step.end - 1 - step.contact)
-            self._work(canvas, step, thing, part, t)
-            return
-        way = (t - step.end + 1) / (step.away - step.end + 1)
-        if step.moved is None:
-            self._rest(canvas, step.thing, thing, t)
-            start = spot
+            self._tool(canvas, verb, _mix(home, near, way), working=False)
+            self._hand(canvas, _mix(home, near, way), closed=False)
         else:
-            start = (self.plan.things[step.moved].x, self.plan.things[step.moved].y)
-        draw_hand(canvas, self, _mix(_add(start, (GRIP[0], GRIP[1] + 0.10)), home, way), verb, False)
+            way = (t - step.end + 1) / (step.away - step.end)
+            if verb == "pick":  # it leaves with the hand
+                place = _mix((thing.x, thing.y - 0.06), (thing.x, 1.3), way)
+                draw_thing(canvas, thing, place, radius=RADIUS * 1.4, lifted=True)
+                self._hand(canvas, _add(place, (0.02, 0.22)), closed=True)
+            else:
+                self._tool(canvas, verb, _mix(near, home, way), working=False)
+                self._hand(canvas, _mix(near, home, way), closed=False)
 
-    def _work(self, canvas: Canvas, step: Step, thing: Thing, part: float, t: int) -> None:
-        """Each verb's own motion; ``part`` runs from 0 at contact to 1 at the last frame of the action."""
-        verb, spot = step.action.verb, (thing.x, thing.y)
-        beat = np.sin(2 * np.pi * (t - step.contact) / 4 + 0.8)
-        hand = _add(spot, GRIP)
-        if verb == "pick" and step.moved is not None:
-            goal = self.plan.things[step.moved]
-            spot = _add(_mix(spot, (goal.x, goal.y), part), (0, -0.03))
-            draw_thing(canvas, thing, spot, scale=1.5, lifted=True)
-            hand = _add(spot, (GRIP[0], GRIP[1] + 0.05))
+    def _work(self, canvas: Canvas, verb: str, thing: Thing, since: int) -> None:
+        """Each verb's own motion and change of state, ``since`` frames after the contact."""
+        spot = (thing.x, thing.y)
+        beat = float(np.sin(2 * np.pi * since / 4 + 0.8))
+        palm = _add(spot, (0.02, 0.19))
+        if verb == "pick":
+            spot = _add(spot, (0, -0.06))
+            draw_thing(canvas, thing, spot, radius=RADIUS * 1.4, lifted=True)
+            palm = _add(spot, (0.02, 0.22))
         elif verb == "shake":
-            swing = _add(spot, (0.075 * beat, 0))
             for side in (-1, 1):
-                ghost = _add(spot, (side * 0.15, 0))
-                for k in (-1, 0, 1):
-                    canvas.bar(
-                        _add(ghost, (side * 0.03 * (1 - abs(k)), 0.07 * k - 0.03)),
-                        _add(ghost, (side * 0.03 * (1 - abs(k)), 0.07 * k + 0.03)),
-                        0.009,
-                        DARK,
-                    )
-            draw_thing(canvas, thing, swing, angle=0.35 * beat)
-            hand = _add(swing, GRIP)
+                for far in (0.27, 0.34):
+                    edge = _add(spot, (side * far, 0))
+                    canvas.bar(_add(edge, (-side * 0.03, -0.12)), edge, 0.017, DARK)
+                    canvas.bar(_add(edge, (-side * 0.03, 0.12)), edge, 0.017, DARK)
+            spot = _add(spot, (0.05 * beat, 0))
+            draw_thing(canvas, thing, spot, angle=0.6 * beat)
+            palm = _add(spot, (0.02, 0.19))
         else:
             draw_thing(canvas, thing, spot, state=verb, strength=1.0)
-            offset = {
-                "cut": (0.0, 0.04 * beat),
-                "wipe": (0.07 * beat, -0.06),
-                "open": (0.10, -0.02),
-                "fill": (0.13, -0.05),
-            }
-            hand = _add(hand, offset[verb])
-        draw_hand(canvas, self, hand, verb, True)
+            shift = {"cut": (0.0, 0.06 * beat), "wipe": (0.08 * beat, -0.06), "open": (0.2, 0.0), "fill": (0.26, 0.0)}
+            palm = _add(palm, shift[verb])
+        self._tool(canvas, verb, palm, working=True)
+        self._hand(canvas, palm, closed=True)
 
-    def _fidget(self, canvas: Canvas, t: int) -> None:
-        """The empty hand shows at the lower edge and touches nothing."""
-        for start, end in self.plan.fidgets:
-            if start <= t < end:
-                rise = np.sin(np.pi * (t - start + 1) / (end - start + 1))
-                draw_hand(canvas, self, (self.entry, 1.1 - 0.22 * float(rise)), "", False)
+    def _tool(self, canvas: Canvas, verb: str, palm: Point, working: bool) -> None:
+        """What the hand holds for a verb."""
+        if verb == "wipe":
+            cloth = _add(palm, (0, -0.12))
+            canvas.box(cloth, (0.20, 0.11), 0.1, CLOTH)
+            canvas.box(cloth, (0.20, 0.012), 0.1, MILK)
+        elif verb == "cut":
+            canvas.bar(_add(palm, (0, -0.05)), _add(palm, (-0.02, -0.42)), 0.038, HANDLE)
+            canvas.bar(_add(palm, (0, -0.10)), _add(palm, (-0.02, -0.42)), 0.03, STEEL)
+        elif verb == "fill":
+            jug = _add(palm, (-0.02, -0.2))
+            if working:
+                canvas.bar(_add(jug, (-0.08, 0)), _add(jug, (-0.22, 0.04)), 0.04, MILK)
+            canvas.box(jug, (0.12, 0.15), -0.6 if working else 0.0, JUG_SIDE)
+            canvas.box(jug, (0.08, 0.12), -0.6 if working else 0.0, JUG)
+
+    def _hand(self, canvas: Canvas, palm: Point, closed: bool) -> None:
+        """Arm from the lower edge with its sleeve, palm, and fingers: spread on the way, curled at work."""
+        elbow = (self.entry + 0.4 * (palm[0] - self.entry), 1.25)
+        edge = _shade(self.skin, 0.8)
+        canvas.bar(_mix(palm, elbow, 0.5), elbow, 0.095, self.sleeve)
+        canvas.bar(palm, _mix(palm, elbow, 0.5), 0.06, self.skin)
+        length = 0.09 if closed else 0.15
+        for dx in (-0.06, -0.02, 0.02, 0.055) if closed else (-0.1, -0.04, 0.02, 0.08):
+            tip, root = _add(palm, (dx, -length)), _add(palm, (dx * 0.6, 0))
+            canvas.bar(root, tip, 0.026, edge)
+            canvas.bar(root, tip, 0.021, self.skin)
+        canvas.disc(palm, 0.085, self.skin)
+
+
+def draw_thing(
+    canvas: Canvas,
+    thing: Thing,
+    at: Point,
+    state: str = "",
+    strength: float = 0.0,
+    radius: float = RADIUS,
+    angle: float = 0.0,
+    lifted: bool = False,
+) -> None:
+    """One object and what was done to it.
+
+    ``state`` is a verb, ``strength`` how much of its change shows: 1 while it is done, less for the trace that stays.
+    """
+    colour: Colour = COLOURS[thing.colour]
+    drop = 0.09 if lifted else 0.1 * radius
+    canvas.disc(_add(at, (drop, drop)), radius, (20, 18, 16), 0.5 if lifted else 0.3)
+    if state == "cut":
+        for side in (-1, 1):
+            _half(canvas, thing.shape, _add(at, (side * (0.04 + 0.1 * strength), 0)), radius, colour)
+        return
+    _body(canvas, thing.shape, at, radius, colour, 0.3 if state == "shake" else angle)
+    if state == "open":
+        canvas.disc(at, radius * (0.35 + 0.4 * strength), DARK)
+        if strength == 1:
+            canvas.disc(_add(at, (0.25, -0.02)), radius * 0.6, _shade(colour, 0.55))
+    elif state == "fill":
+        canvas.disc(at, radius * (0.3 + 0.4 * strength), MILK)
+    elif state == "wipe" and strength < 1:
+        canvas.bar(_add(at, (-0.07, -0.07)), _add(at, (0.0, -0.11)), 0.014, MILK, 0.9)
+
+
+def _body(canvas: Canvas, shape: str, at: Point, r: float, colour: Colour, angle: float) -> None:
+    """A cup is a rimmed disc with a handle, a box a square with a white ribbon across."""
+    if shape == "cup":
+        canvas.ring(
+            _add(at, (1.1 * r * float(np.cos(angle)), 1.1 * r * float(np.sin(angle)))), r * 0.4, r * 0.24, colour
+        )
+        canvas.disc(at, r, _shade(colour, 0.6))
+        canvas.disc(at, r * 0.84, colour)
+    else:
+        canvas.box(at, (r * 0.98, r * 0.98), angle, colour)
+        canvas.box(at, (r * 0.98, r * 0.2), angle, MILK)
+        canvas.box(at, (r * 0.2, r * 0.98), angle, MILK)
+
+
+def _half(canvas: Canvas, shape: str, at: Point, r: float, colour: Colour) -> None:
+    """One of the two pieces of a cut thing."""
+    if shape == "cup":
+        canvas.bar(_add(at, (0, -r * 0.55)), _add(at, (0, r * 0.55)), r * 0.5, _shade(colour, 0.6))
+        canvas.bar(_add(at, (0, -r * 0.55)), _add(at, (0, r * 0.55)), r * 0.36, colour)
+    else:
+        canvas.box(at, (r * 0.46, r * 0.98), 0.0, colour)
+        canvas.box(at, (r * 0.46, r * 0.2), 0.0, MILK)
 
 
 def _add(a: Point, b: Point) -> Point:
@@ -126,89 +199,4 @@ def _mix(a: Point, b: Point, part: float) -> Point:
 
 
 def _shade(colour: Colour, factor: float) -> Colour:
-    return tuple(min(255.0, c * factor) for c in colour)
-
-
-def draw_thing(
-    canvas: Canvas,
-    thing: Thing,
-    at: Point,
-    state: str = "",
-    strength: float = 0.0,
-    scale: float = 1.0,
-    angle: float = 0.0,
-    lifted: bool = False,
-) -> None:
-    """One object with what was done to it: ``state`` is a verb, ``strength`` how strongly its trace shows (1 while it is done)."""
-    colour: Colour = COLOURS[thing.colour]
-    radius = RADIUS * scale
-    drop = 0.07 if lifted else 0.015
-    canvas.disc(_add(at, (drop, drop)), radius, (20, 18, 16), 0.45 if lifted else 0.3)
-    if state == "shake":
-        angle = 0.5
-    halves = [at]
-    if state == "cut":
-        gap = 0.02 + 0.05 * strength
-        halves = [_add(at, (-gap, 0)), _add(at, (gap, 0))]
-    for side, spot in enumerate(halves):
-        half = None if len(halves) == 1 else side
-        _body(canvas, thing.shape, spot, radius, colour, angle, half)
-    if state == "open":
-        canvas.disc(at, radius * (0.45 + 0.25 * strength), DARK)
-        canvas.disc(_add(at, (0.17, -0.06)), radius * (0.4 + 0.3 * strength), _shade(colour, 0.6))
-    elif state == "fill":
-        canvas.disc(at, radius * (0.35 + 0.3 * strength), MILK)
-    elif state == "wipe" and strength < 1:
-        canvas.bar(_add(at, (-0.05, -0.05)), _add(at, (0.0, -0.08)), 0.014, (255, 255, 255), 0.9)
-
-
-def _body(canvas: Canvas, shape: str, at: Point, r: float, colour: Colour, angle: float, half: int | None) -> None:
-    """A whole thing, or its left (0) or right (1) half."""
-    cos, sin = float(np.cos(angle)), float(np.sin(angle))
-
-    def turn(x: float, y: float) -> Point:
-        return at[0] + r * (cos * x - sin * y), at[1] + r * (sin * x + cos * y)
-
-    rim = _shade(colour, 0.62)
-    if shape == "cup":
-        if half != 0:
-            canvas.ring(turn(1.1, 0), r * 0.38, r * 0.22, rim)
-        if half is None:
-            canvas.disc(at, r, rim)
-            canvas.disc(at, r * 0.82, colour)
-        else:
-            canvas.bar(turn(0, -0.62), turn(0, 0.62), r * 0.42, rim)
-            canvas.bar(turn(0, -0.6), turn(0, 0.6), r * 0.3, colour)
-    else:
-        wide = 0.95 if half is None else 0.42
-        canvas.box(at, (r * wide, r * 0.95), angle, colour)
-        canvas.box(at, (r * wide, r * 0.15), angle, MILK)
-        if half is None:
-            canvas.box(at, (r * 0.15, r * 0.95), angle, MILK)
-
-
-def draw_hand(canvas: Canvas, look: Renderer, palm: Point, verb: str, closed: bool) -> None:
-    """Arm from the lower edge, sleeve, palm, fingers (spread on the way, curled at work) and the verb's tool."""
-    elbow = (look.entry + 0.4 * (palm[0] - look.entry), 1.2)
-    skin, edge = look.skin, _shade(look.skin, 0.8)
-    tool_at = _add(palm, (0, -0.07))
-    if verb == "wipe":
-        canvas.box(tool_at, (0.13, 0.075), 0.1, CLOTH)
-        canvas.box(tool_at, (0.13, 0.012), 0.1, (255, 255, 255))
-    elif verb == "cut":
-        canvas.bar(_add(palm, (0, -0.02)), _add(palm, (-0.02, -0.25)), 0.02, STEEL)
-        canvas.bar(_add(palm, (0, 0.02)), _add(palm, (0, -0.05)), 0.026, DARK)
-    elif verb == "fill":
-        jug = _add(palm, (-0.02, -0.10))
-        if closed:
-            canvas.bar(_add(jug, (-0.05, 0)), _add(jug, (-0.13, 0.04)), 0.03, MILK)
-        canvas.box(jug, (0.075, 0.10), -0.6 if closed else 0.0, (72, 74, 84))
-        canvas.box(jug, (0.05, 0.075), -0.6 if closed else 0.0, (110, 112, 124))
-    canvas.bar(_mix(palm, elbow, 0.35), elbow, 0.075, look.sleeve)
-    canvas.bar(palm, _mix(palm, elbow, 0.4), 0.05, skin)
-    spread = (-0.075, -0.03, 0.02, 0.065) if not closed else (-0.05, -0.02, 0.015, 0.045)
-    length = 0.115 if not closed else 0.075
-    for dx in spread:
-        canvas.bar(_add(palm, (dx * 0.6, 0)), _add(palm, (dx, -length)), 0.019, edge)
-        canvas.bar(_add(palm, (dx * 0.6, 0)), _add(palm, (dx, -length)), 0.015, skin)
-    canvas.disc(palm, 0.068, skin)
+    return colour[0] * factor, colour[1] * factor, colour[2] * factor
