@@ -37,22 +37,23 @@ def run(config: EvalConfig, progress: Progress | None = None) -> dict[str, Any]:
     nothing is written then.
     """
     torch.manual_seed(config.seed)
+    method = None if config.method is None else get_method(config.method)
     checkpoint = load_stream(config.model, config.device, config.dtype)
-    if config.method is not None and not checkpoint.use(config.method):
+    if method is not None and not checkpoint.use(method):
         raise ConfigError(
             f"method {config.method!r}: its parameters are not in {config.model}; train it, or leave it out"
         )
     samples = build(config.data)[: config.max_samples]
     if not samples:
         raise DataError(f"no conversations to evaluate in {config.data}")
-    model_method = checkpoint.handle.method
-    plan = {"model": model_method} | {row: row_method(row, model_method, config.seed) for row in config.rows}
+    plan: dict[str, Method] = {"model": checkpoint.method}
+    plan |= {row: row_method(row, checkpoint.method, config.seed) for row in config.rows}
     side = checkpoint.model.config.image_size
     cache = FrameCache(FRAME_BYTES // (3 * side * side))
     records: dict[str, list[SampleRecord]] = {}
     costs: dict[str, dict[str, Any]] = {}
     for row, method in plan.items():
-        if method is not checkpoint.handle.method:
+        if method is not checkpoint.method:
             checkpoint.use(method)
         records[row], costs[row] = _score_row(checkpoint, samples, cache, row, config, progress)
     record = _record(config, samples, plan, records, costs) | peak_memory(checkpoint.model.device)

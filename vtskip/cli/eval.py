@@ -15,7 +15,7 @@ def command(
     import json
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     from vtskip.cli.tables import eval_table
     from vtskip.config import load_config
@@ -25,7 +25,7 @@ def command(
     settings = load_config(EvalConfig, config, overrides)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks: dict[str, object] = {}
+        tasks: dict[str, TaskID] = {}
 
         def progress(row: str, done: int, total: int) -> None:
             if row not in tasks:

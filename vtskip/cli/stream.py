@@ -41,6 +41,7 @@ def command(
 
     from vtskip.cli.tables import cost_table, stamp
     from vtskip.data.video import probe, stream_frames
+    from vtskip.methods import get_method
     from vtskip.streaming.loading import load_stream
     from vtskip.streaming.policy import check_threshold
     from vtskip.streaming.session import StreamSession, parse_question, play
@@ -48,10 +49,11 @@ def command(
 
     check_threshold(threshold)
     questions = [parse_question(text) for text in query or []]
+    chosen = None if method is None else get_method(method)
     probe(clip)
     checkpoint = load_stream(model, device, dtype)
     console = Console(quiet=as_json, highlight=False, markup=False)
-    if method is not None and not checkpoint.use(method):
+    if chosen is not None and not checkpoint.use(chosen):
         Console(stderr=True).print(f"note: {model} holds no trained parameters for method {method!r}", highlight=False)
     config = checkpoint.model.config
     session = StreamSession(
@@ -71,7 +73,7 @@ def command(
     record = {
         "clip": str(clip),
         "model": str(model),
-        "method": checkpoint.handle.method.model_dump(mode="json"),
+        "method": checkpoint.method.model_dump(mode="json"),
         "fps": config.fps,
         "threshold": threshold,
         "events": [asdict(e) for e in events],

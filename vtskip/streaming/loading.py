@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -24,6 +24,11 @@ class StreamCheckpoint:
     handle: Handle
     trained: dict[str, torch.Tensor]
     trained_name: str
+
+    @property
+    def method(self) -> Method:
+        """The method attached now."""
+        return cast(Method, self.handle.method)
 
     def use(self, spec: Method | dict[str, Any] | str | Path) -> bool:
         """Attach another method instead. The parameters of the saved one are reused where name and shapes fit.

@@ -52,6 +52,7 @@ class StreamSession:
             raise ConfigError(f"max_new_tokens {max_new_tokens}: accepted is 1 or more")
         self.model = as_stream_model(model)
         self.template = template
+        self.tokenizer: Any = template.tokenizer
         self.threshold = check_threshold(threshold)
         self.max_new_tokens = max_new_tokens
         self.cache = self.model.new_cache()
@@ -163,7 +164,7 @@ class StreamSession:
         self.replies += 1
         self.reply_tokens += len(tokens)
         self._pending = [*feed, self.template.eos_id, *self.template.resume_ids()]
-        return self.template.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
     def _next_token(self, logits: Tensor) -> int:
         """Greedy choice [1, V] -> id; a frame placeholder is no text and cannot be chosen."""
