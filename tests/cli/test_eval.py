@@ -15,10 +15,11 @@ def written(values, folder, **changes):
 
 def test_table_has_accuracy_beside_cost(eval_config, tmp_path):
     path = written(eval_config, tmp_path)
-    result = run_cli("eval", path, f"out={tmp_path / 'out'}", "rows=[blind]", columns=200)
+    result = run_cli("eval", path, f"out={tmp_path / 'out'}", "rows=[blind]", columns=80)
     assert result.code == 0, result.err
-    for words in ("TimeDiff", "FLOPs", "blind", "always-speak", "record.json"):
+    for words in ("strict", "FLOPs", "content", "blind", "always-speak", "strict TimeDiff", "record.json"):
         assert words in result.out
+    assert "…" not in result.out, "a column is cut off"
     assert json.loads((tmp_path / "out/record.json").read_text())["config"]["rows"] == ["blind"]
 
 

@@ -17,7 +17,7 @@ def command(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-    from vtskip.cli.tables import eval_table
+    from vtskip.cli.tables import eval_table, verdict
     from vtskip.config import load_config
     from vtskip.eval.config import EvalConfig
     from vtskip.eval.runner import run
@@ -38,5 +38,6 @@ def command(
         return
     console = Console()
     console.print(eval_table(record))
+    console.print(verdict(record), highlight=False)
     if settings.out is not None:
         console.print(f"record: {Path(settings.out) / 'record.json'}", highlight=False)

@@ -62,7 +62,7 @@ def command(
         threshold=threshold,
         max_new_tokens=max_new_tokens,
         system=config.system_prompt or None if system is None else system,
-        instruction=getattr(config, "instruction", None) if instruction is None else instruction,
+        instruction=config.instruction if instruction is None else instruction,
     )
     frames = ((time, frame) for time, _, frame in stream_frames(clip, config.fps, config.image_size))
     events = []

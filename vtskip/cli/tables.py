@@ -2,18 +2,22 @@
 
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
-ACCURACY = {
-    "TimeDiff s": ("reference", "time_diff"),
-    "Fluency": ("reference", "fluency"),
-    "LM-PPL": ("reference", "lm_ppl"),
-    "LM-Corr.": ("reference", "lm_correctness"),
-    "strict TimeDiff s": ("strict", "time_diff"),
-    "content Corr.": ("strict", "correctness"),
-    "F1@1s": ("strict", "timing_f1@1"),
+ACCURACY = {  # column title -> flavour, metric
+    "Time-\nDiff s": ("reference", "time_diff"),
+    "Flu-\nency": ("reference", "fluency"),
+    "LM-\nPPL": ("reference", "lm_ppl"),
+    "LM-\nCorr.": ("reference", "lm_correctness"),
+    "strict\nDiff s": ("strict", "time_diff"),
+    "content\nCorr.": ("strict", "correctness"),
 }
-COST = {"FLOPs": "flops_ratio", "KV": "kv_ratio", "ms/frame": "seconds_per_frame_p50"}
+COST = {
+    "FLOPs\nratio": ("flops_ratio", 1),
+    "KV\nratio": ("kv_ratio", 1),
+    "ms per\nframe": ("seconds_per_frame_p50", 1000),
+}
 
 
 def stamp(seconds: float) -> str:
@@ -40,20 +44,31 @@ def cost_table(cost: dict[str, Any], frame_tokens: int) -> Table:
 
 
 def eval_table(record: dict[str, Any]) -> Table:
-    """Accuracy beside cost, one line per row; cost is relative to dense."""
+    """Accuracy beside cost, one line per row, within 80 columns; cost is relative to dense."""
     title = f"{record['name']}: {record['n_samples']} conversations, {record['n_turns']} turns"
-    table = Table(title=title)
-    table.add_column("row")
+    table = Table("row", title=title, box=box.SIMPLE_HEAD, padding=0)
     for name in [*ACCURACY, *COST]:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row, accuracy in record["accuracy"].items():
         cost = record["cost"].get(row, {})
         cells = [_number(accuracy[flavour].get(key)) for flavour, key in ACCURACY.values()]
-        for name, key in COST.items():
-            value = cost.get(key)
-            cells.append(_number(value * 1000 if value is not None and name == "ms/frame" else value))
+        cells += [_number(cost[key] * scale) if key in cost else "" for key, scale in COST.values()]
         table.add_row(row.replace("_", "-"), *cells)
     return table
+
+
+def verdict(record: dict[str, Any]) -> str:
+    """The comparison with the rows that do not look, in one line."""
+    gain, parts = record["comparison"], []
+    if gain.get("correctness_over_blind") is not None:
+        parts.append(f"content correctness {gain['correctness_over_blind']:.2f} x blind's")
+    for name in ("always_speak", "never_speak"):
+        saved = gain[f"time_diff_saved_against_{name}"]
+        if saved is not None:
+            parts.append(
+                f"strict TimeDiff {abs(saved):.2f} s {'below' if saved > 0 else 'above'} {name.replace('_', '-')}"
+            )
+    return "; ".join(parts)
 
 
 def _number(value: float | None) -> str:
