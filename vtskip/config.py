@@ -1,12 +1,16 @@
 """YAML to pydantic, in one place: strict keys, nearest names, ``key=value`` overrides typed by their field."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticUndefined
 
-from vtskip.errors import ConfigError, nearest
+from vtskip._faults import describe, field_at
+from vtskip._yaml import YamlDict, parse_yaml, read_yaml
+from vtskip.errors import ConfigError
+
+__all__ = ["StrictModel", "apply_overrides", "load_config", "parse", "read_yaml"]
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -14,73 +18,118 @@ T = TypeVar("T", bound=BaseModel)
 class StrictModel(BaseModel):
     """Base of every configuration object: unknown keys are errors, values do not change after construction."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ConfigError that names the file (and the line, for a syntax error)."""
-    path = Path(path)
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ConfigError(f"{path}: cannot be read ({e.strerror or e})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys, got {type(value).__name__}")
-    return value
-
-
-def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Set dotted keys: ``["train.steps=20"]``. The value is read as YAML; its field gives it the final type."""
-    for item in overrides:
-        key, eq, text = item.partition("=")
-        if not eq or not key:
-            raise ConfigError(f"override {item!r}: expected key=value, e.g. train.steps=20")
-        node = values
-        *parents, last = key.split(".")
-        for name in parents:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"override {item!r}: {name!r} is not a group of keys")
-        node[last] = yaml.safe_load(text)
-    return values
-
-
-def _field_names(model: type[BaseModel], location: tuple) -> list[str]:
-    """The keys accepted at the place a pydantic error points to, following nested models as far as they are known."""
-    fields = model.model_fields
-    for part in location[:-1]:
-        annotation = fields[part].annotation if part in fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        fields = annotation.model_fields
-    return list(fields)
-
-
-def describe(error: ValidationError, model: type[BaseModel], source: str) -> str:
-    """One line per fault: source, dotted key, what was given, what is accepted."""
-    lines = []
-    for fault in error.errors():
-        location = fault["loc"]
-        key = ".".join(str(p) for p in location)
-        if fault["type"] == "extra_forbidden":
-            names = _field_names(model, location)
-            accepted = f"; accepted: {', '.join(names)}" if names else ""
-            lines.append(f"{source}: unknown key {key!r}{nearest(location[-1], names)}{accepted}")
-        else:
-            lines.append(f"{source}: {key}: {fault['msg']} (got {fault['input']!r})")
-    return "\n".join(lines)
-
-
-def parse(model: type[T], values: dict[str, Any], source: str) -> T:
-    """Validate ``values``. Raises ConfigError in our words."""
+def parse(model: type[T], values: Any, source: str) -> T:
+    """Validate ``values``. Raises ConfigError with one line per fault: place, key, value and what is accepted."""
     try:
         return model.model_validate(values)
     except ValidationError as e:
-        raise ConfigError(describe(e, model, source)) from None
+        raise ConfigError(describe(e, model, values, source)) from None
 
 
 def load_config(model: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
     """Read, override and validate a YAML file. Raises ConfigError that names file, key, value and what is accepted."""
-    return parse(model, apply_overrides(read_yaml(path), overrides or []), str(path))
+    return parse(model, apply_overrides(read_yaml(path), overrides or [], model), str(path))
+
+
+def apply_overrides(
+    values: dict[str, Any], overrides: list[str], model: type[BaseModel] | None = None
+) -> dict[str, Any]:
+    """Set dotted keys in ``values``, in order: ``["train.steps=20", "stages.0.keep=0.5"]``.
+
+    A number in the path is a place in a list. A group that ``values`` lacks starts from the default of ``model``. The text
+    is read as YAML; where the key's field wants a string, ``out=2024`` stays a string. Raises ConfigError naming the override.
+    """
+    for item in overrides:
+        key, eq, text = item.partition("=")
+        path = key.strip().split(".")
+        if not eq or not all(path):
+            raise ConfigError(f"override {item!r}: expected key=value, for example train.steps=20")
+        node: Any = values
+        for depth, name in enumerate(path[:-1]):
+            node = _step(node, name, item, _default(model, tuple(path[: depth + 1])))
+        location = tuple(int(p) if p.isdigit() else p for p in path)
+        _assign(node, path[-1], _typed(text, location, model, item), item)
+    return values
+
+
+def _step(node: Any, name: str, item: str, default: Any) -> Any:
+    """The group or list ``name`` inside ``node``, made from ``default`` where it is missing."""
+    if isinstance(node, list):
+        value = node[_index(node, name, item)]
+    else:
+        if node.get(name) is None:
+            _assign(node, name, {} if default is None else default, item)
+        value = node[name]
+    if not isinstance(value, dict | list):
+        hint = f"; write {name}='{{name: {value}, ...}}'" if isinstance(value, str) else ""
+        raise ConfigError(f"override {item!r}: {name!r} is {value!r}, not a group of keys{hint}")
+    return value
+
+
+def _assign(node: Any, name: str, value: Any, item: str) -> None:
+    if isinstance(node, list):
+        node[_index(node, name, item)] = value
+        return
+    node[name] = value
+    if isinstance(node, YamlDict):
+        node.origin[name] = f"override {item!r}"
+
+
+def _index(node: list, name: str, item: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise ConfigError(
+            f"override {item!r}: {name!r} is no place in a list of {len(node)}; accepted: 0 to {len(node) - 1}"
+        )
+    return int(name)
+
+
+def _default(model: type[BaseModel] | None, location: tuple[str, ...]) -> Any:
+    """A fresh copy of the default of the group at ``location``, or None. An unknown group is left to validation."""
+    field = field_at(model, location) if model else None
+    value = field.get_default(call_default_factory=True, validated_data={}) if field else None
+    if value is PydanticUndefined:
+        return None
+    value = _plain(value)
+    return value if isinstance(value, dict | list) else None
+
+
+def _plain(value: Any) -> Any:
+    """Models as dicts of what differs from their class, plus the name that tells members of a union apart."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return {
+            n: _plain(v) for n, f in fields.items() if (v := getattr(value, n)) != f.default or _is_tag(f.annotation)
+        }
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _is_tag(annotation: Any) -> bool:
+    return get_origin(annotation) is Literal and len(get_args(annotation)) == 1
+
+
+def _typed(text: str, location: tuple[Any, ...], model: type[BaseModel] | None, item: str) -> Any:
+    """``text`` as YAML, or as it stands where only that fits the field at ``location``."""
+    field = field_at(model, location) if model else None
+    try:
+        value = parse_yaml(text, f"override {item!r}")
+    except ConfigError:
+        if field is None or not _fits(field, text):
+            raise
+        return text
+    if field is not None and not _fits(field, value) and _fits(field, text):
+        return text
+    return value
+
+
+def _fits(field: Any, value: Any) -> bool:
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True
