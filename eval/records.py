@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from vtskip.errors import DataError
+from vtskip.streaming.policy import speaks
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class FrameScores:
     argmax_speak: list[bool] = field(default_factory=list)
 
     def spoken(self, threshold: float) -> list[bool]:
-        """Per frame: speak <=> P(interval) < threshold or the argmax is another token."""
-        return [a or p < threshold for p, a in zip(self.p_interval, self.argmax_speak, strict=True)]
+        """Per frame, whether the model speaks at ``threshold``."""
+        return [speaks(p, a, threshold) for p, a in zip(self.p_interval, self.argmax_speak, strict=True)]
 
     @classmethod
     def constant(cls, frames: int, speak: bool) -> "FrameScores":

@@ -89,16 +89,17 @@ def _score_row(
     ids = StreamIds.of(checkpoint.template)
     records, meter, seconds = [], CostMeter(), []
     for done, sample in enumerate(samples, start=1):
+        stream.whole = None
         encoded = checkpoint.template.encode(sample.conversation)
         frames = cache.read(sample, checkpoint.model.config.image_size)
         if row == "blind":
             frames = np.zeros_like(frames)
-        features = stream.encode(frames)
+        features = stream.encode(frames) if len(frames) else None
         turns = score(stream, encoded.input_ids, encoded.labels, features, ids, config.threshold, config.continuation)
         meta = {"video": str(sample.video), "source": sample.source}
         records.append(SampleRecord(sample.uid, sample.fps, turns, config.threshold, meta))
         if stream.whole is not None:
-            meter.add(stream.whole, len(sample.frames))
+            meter.add(stream.whole, len(frames))
         if done <= config.live_clips:
             seconds += live_seconds(checkpoint, sample, frames, config.live_threshold)
         if progress is not None:

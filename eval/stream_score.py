@@ -151,7 +151,7 @@ def _record(
     targets = [labels[p] for p in turn.text]
     is_last = turn.index + 1 == len(turns)
     following = 0 if is_last else turns[turn.index + 1].frames
-    wide = text if text.dtype == torch.float64 else text.float()
+    wide = text.float() if text.element_size() < 4 else text
     goal = torch.tensor(targets, dtype=torch.long, device=text.device)
     return TurnRecord(
         turn=turn.index,

@@ -60,8 +60,9 @@ def eval_table(record: dict[str, Any]) -> Table:
 def verdict(record: dict[str, Any]) -> str:
     """The comparison with the rows that do not look, in one line."""
     gain, parts = record["comparison"], []
-    if gain.get("correctness_over_blind") is not None:
-        parts.append(f"content correctness {gain['correctness_over_blind']:.2f} x blind's")
+    if "blind" in record["accuracy"]:
+        own, blind = (_number(record["accuracy"][row]["strict"]["correctness"]) for row in ("model", "blind"))
+        parts.append(f"content correctness {own}, blind {blind}")
     for name in ("always_speak", "never_speak"):
         saved = gain[f"time_diff_saved_against_{name}"]
         if saved is not None:

@@ -5,8 +5,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from vtskip.runtime.attach import attached
+
+ENCODE_BATCH = 64  # frames that go through the vision tower at once
 
 
 class StreamModel(Protocol):
@@ -26,7 +29,7 @@ class StreamModel(Protocol):
 
 
 class LlavaStream:
-    """``StreamingLlava`` (attached or not) as a StreamModel, batch 1, without gradients."""
+    """``StreamingLlava`` (attached or not) as a StreamModel, batch 1, without gradients. Puts the model in eval mode."""
 
     def __init__(self, model: Any):
         self.model = model.eval()
@@ -37,15 +40,14 @@ class LlavaStream:
         return attached(self.model)
 
     def new_cache(self) -> Any:
-        """A cache that may hold a different number of rows per layer if the model is attached."""
-        from transformers import DynamicCache
-
-        return DynamicCache(config=self.model.get_decoder().config)
+        """A cache without sliding windows (those cannot be cropped); an attached method makes it its own."""
+        return DynamicCache()
 
     @torch.no_grad()
     def encode(self, frames: Any) -> Tensor:
-        """frames: uint8 [N, H, W, 3] (array or tensor). Returns vision features [N, F, vision_dim]."""
-        return self.model.encode_frames(torch.as_tensor(frames).to(self.model.device))
+        """frames: uint8 [N, H, W, 3] (array or tensor), N >= 1. Returns vision features [N, F, vision_dim]."""
+        batches = torch.as_tensor(frames).split(ENCODE_BATCH)
+        return torch.cat([self.model.encode_frames(batch.to(self.model.device)) for batch in batches])
 
     @torch.no_grad()
     def step(self, ids: Sequence[int], features: Tensor | None, cache: Any, rows: Sequence[int]) -> Tensor:

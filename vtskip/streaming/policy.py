@@ -1,11 +1,12 @@
 """Speak or stay silent: the one rule that the live session and the evaluation share."""
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vtskip.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,17 @@ def check_threshold(threshold: float) -> float:
     return threshold
 
 
-def decide(logits: Tensor, interval_id: int, threshold: float) -> list[Decision]:
-    """speak <=> P(interval) < threshold or argmax != interval, per row of ``logits`` [R, V] (VideoLLM-online's rule).
+def speaks(p_interval: float, argmax_speak: bool, threshold: float) -> bool:
+    """speak <=> P(interval) < threshold or argmax != interval (VideoLLM-online's rule).
 
-    Written as a boolean: zeroing the probability and taking the argmax again would call token 0 a reply opener.
+    A boolean on purpose: zeroing the probability and taking the argmax again would call token 0 a reply opener.
     """
-    probability = interval_probability(logits, interval_id)
-    others = (logits.argmax(-1) != interval_id).tolist()
-    return [Decision(p, a, a or p < threshold) for p, a in zip(probability, others)]
+    return argmax_speak or p_interval < threshold
 
 
-def interval_probability(logits: Tensor, interval_id: int) -> list[float]:
-    """P(interval) per row of ``logits`` [R, V], in float32 or better."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return wide.softmax(-1)[:, interval_id].tolist()
+def decide(logits: "Tensor", interval_id: int, threshold: float) -> list[Decision]:
+    """The decision of every row of ``logits`` [R, V], with probabilities in float32 or better."""
+    wide = logits.float() if logits.element_size() < 4 else logits
+    probability = wide.softmax(-1)[:, interval_id].tolist()
+    other = (logits.argmax(-1) != interval_id).tolist()
+    return [Decision(p, a, speaks(p, a, threshold)) for p, a in zip(probability, other)]

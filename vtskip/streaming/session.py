@@ -35,7 +35,8 @@ class StreamSession:
 
     threshold: speak if P(interval) falls below it (or the argmax is another token); in [0, 1], higher speaks more.
     max_new_tokens: bound on a reply; a longer one is cut and closed. system: opening text. instruction: what the user wants
-    narrated; as in training it stands after the first frame and gets no reply of its own.
+    narrated; as in training it stands after the first frame and gets no reply of its own. The sums of an attached method's
+    handle start anew.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class StreamSession:
         self.threshold = check_threshold(threshold)
         self.max_new_tokens = max_new_tokens
         self.cache = self.model.new_cache()
+        if self._handle is not None:
+            self._handle.reset()
         self.decisions: list[Decision] = []
         self.seconds: list[float] = []
         self.replies = self.reply_tokens = 0
@@ -118,9 +121,8 @@ class StreamSession:
             "seconds_per_frame_p50": p50,
             "seconds_per_frame_p95": p95,
         }
-        handle = getattr(self.model, "handle", None)
-        if handle is not None:
-            report, rows = handle.report(), self.template.frame_tokens
+        if self._handle is not None:
+            report, rows = self._handle.report(), self.template.frame_tokens
             out |= {
                 "kept_per_frame": [layer.kept * rows for layer in report.layers],
                 "kept_ffn_per_frame": [layer.kept_ffn * rows for layer in report.layers],
@@ -128,6 +130,10 @@ class StreamSession:
                 "kv_bytes_dense": report.kv_bytes_dense,
             }
         return out
+
+    @property
+    def _handle(self) -> Any:
+        return getattr(self.model, "handle", None)
 
     def _feed_frame(self, frame: Any) -> Tensor:
         """Pending tokens and the frame's placeholders in one call; logits [1, V] at the last placeholder."""
