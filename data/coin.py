@@ -5,14 +5,14 @@ and last time are rounded up to the frame grid.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from vtskip.data.dialogue import Dialogue, narration_samples
 from vtskip.data.files import read_json
-from vtskip.data.rows import OnError, Row, collect, find_video, slack_of, split_uids
+from vtskip.data.rows import OnError, Row, Splits, collect, find_video, slack_of, split_uids
 from vtskip.data.timeline import Narration, clean_text, frame_at
 from vtskip.data.types import Sample, Turn
 from vtskip.data.video import VideoInfo, model_frames, probe, source_index
@@ -60,7 +60,7 @@ def read_coin(
     fps: float,
     split: str | None = None,
     task: CoinTask = "narrate",
-    splits: Path | Mapping[str, Sequence[str]] | None = None,
+    splits: Splits | None = None,
     dialogue: Dialogue | None = None,
     on_error: OnError = "stop",
 ) -> list[Sample]:
@@ -84,36 +84,35 @@ def read_coin(
         place = row.at(f"video {uid!r}")
         record = place.mapping(database[uid])
         info = probe(find_video(videos, uid))
-        steps = list(_segments(place, record, info, fps))
+        steps = sorted(_segments(place, record, info, fps), key=lambda step: step.start)
         meta = {"video_uid": uid, "class": place.get(record, "class", str), "task": task}
         if task == "narrate":
-            texts = [Narration(s.start, clean_text(s.label)) for s in sorted(steps, key=lambda s: s.start)]
+            texts = [Narration(s.start, clean_text(s.label)) for s in steps]
             return narration_samples(uid, info, fps, texts, words, path, meta)
-        whole = _times(place, [record.get("start", 0.0), record.get("end", info.duration)], info, fps)
-        asked = _questions(task, steps, whole, meta["class"])
+        if task == "task":
+            whole = [place.get(record, key, object) for key in ("start", "end")]
+            shown = _times(place, whole, info, fps, "start, end")
+            asked = [(QUESTIONS[task], shown, clean_text(task_words(meta["class"])))]
+        else:
+            asked = list(_questions(task, steps))
         return [_sample(f"{uid}/{task}{i}", info, fps, q, words, path, meta) for i, q in enumerate(asked)]
 
     return collect(uids, read, on_error, path)
 
 
-def _chosen(
-    row: Row, database: dict[str, Any], split: str | None, splits: Path | Mapping[str, Sequence[str]] | None
-) -> list[str]:
+def _chosen(row: Row, database: dict[str, Any], split: str | None, splits: Splits | None) -> list[str]:
     """Video ids of a split, from the lists or from the records' ``subset``."""
     if split is None:
         return list(database)
     if splits is not None:
-        uids = [
-            uid for uid in split_uids(Path(splits) if isinstance(splits, str) else splits, split) if uid in database
-        ]
+        uids = [uid for uid in split_uids(splits, split) if uid in database]
     else:
         subset = {uid: row.at(f"video {uid!r}").get(record, "subset", str) for uid, record in database.items()}
         present = sorted(set(subset.values()))
         accepted = sorted({*SYNONYMS, *present})
         if split not in accepted:
-            raise row.error(
-                f"unknown split {split!r}{nearest(split, accepted)}; accepted: {', '.join(accepted)} (the file holds {', '.join(present)})"
-            )
+            hint = f"{nearest(split, accepted)}; accepted: {', '.join(accepted)}"
+            raise row.error(f"unknown split {split!r}{hint} (the file holds {', '.join(present)})")
         wanted = SYNONYMS.get(split, split)
         uids = [uid for uid, name in subset.items() if SYNONYMS.get(name, name) == wanted]
     if not uids:
@@ -134,16 +133,17 @@ def _segments(row: Row, record: dict[str, Any], info: VideoInfo, fps: float) -> 
     for i, entry in enumerate(row.get(record, "annotation", list)):
         step = row.at(f"step {i}")
         label = step.get(entry, "label", str)
+        if not label.strip():
+            raise step.error("'label' is empty")
         yield Segment(*_times(step, step.get(entry, "segment", list), info, fps), _LABEL_FIXES.get(label, label))
 
 
 Question = tuple[str, tuple[float, float], str]  # question, seconds shown, answer
 
 
-def _questions(task: str, steps: list[Segment], whole: tuple[float, float], name: str) -> Iterator[Question]:
-    if task == "task":
-        yield QUESTIONS[task], whole, clean_text(task_words(name))
-    elif task == "step":
+def _questions(task: str, steps: list[Segment]) -> Iterator[Question]:
+    """One question per step: what it is, what comes next, or what the next few are."""
+    if task == "step":
         for step in steps:
             yield QUESTIONS[task], (step.start, step.end), clean_text(step.label)
     else:

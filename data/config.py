@@ -11,6 +11,7 @@ from vtskip.data.dialogue import INSTRUCTION, SYSTEM, Dialogue
 from vtskip.data.ego4d import read_narrations
 from vtskip.data.rows import OnError
 from vtskip.data.types import Sample
+from vtskip.errors import DataError
 
 
 class DataConfig(StrictModel):
@@ -78,9 +79,13 @@ def build(config: DataConfig, progress: bool = True) -> list[Sample]:
         videos, splits, passes = root / "videos", root / "splits.json", passes or [1]
     if config.kind == "coin" or task not in (None, "narration"):
         coin_task: CoinTask = task if task and task != "narration" else "narrate"
-        return read_coin(
+        samples = read_coin(
             annotations, videos, config.fps, config.split, coin_task, splits, config.dialogue(), config.on_error
         )
-    return read_narrations(
-        annotations, videos, config.fps, config.split, splits, passes, config.dialogue(), config.on_error
-    )
+    else:
+        samples = read_narrations(
+            annotations, videos, config.fps, config.split, splits, passes, config.dialogue(), config.on_error
+        )
+    if not samples:
+        raise DataError(f"{annotations}: no conversations in split {config.split!r}")
+    return samples

@@ -6,13 +6,13 @@ Each annotator's pass over a clip is one stream.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vtskip.data.dialogue import Dialogue, narration_samples
 from vtskip.data.files import read_json
-from vtskip.data.rows import OnError, Row, collect, find_video, slack_of, split_uids
+from vtskip.data.rows import OnError, Row, Splits, collect, find_video, slack_of, split_uids
 from vtskip.data.timeline import Narration, clean_text
 from vtskip.data.types import Sample
 from vtskip.data.video import probe
@@ -27,7 +27,7 @@ def read_narrations(
     videos: str | Path,
     fps: float,
     split: str | None = None,
-    splits: Path | Mapping[str, Sequence[str]] | None = None,
+    splits: Splits | None = None,
     passes: Sequence[int] | None = None,
     dialogue: Dialogue | None = None,
     on_error: OnError = "stop",
@@ -46,7 +46,7 @@ def read_narrations(
     elif splits is None:
         raise ConfigError(f"{path}: split {split!r} needs 'splits', the lists of video ids per split")
     else:
-        uids = [uid for uid in split_uids(Path(splits) if isinstance(splits, str) else splits, split) if uid in records]
+        uids = [uid for uid in split_uids(splits, split) if uid in records]
         if not uids:
             raise Row(path, "").error(f"none of the videos of split {split!r} is in this file")
 

@@ -15,6 +15,7 @@ log = logging.getLogger("vtskip.data")
 OnError = Literal["stop", "skip"]
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 T = TypeVar("T")
+Splits = str | Path | Mapping[str, Sequence[str]]  # lists of video ids per split, or the JSON file that holds them
 
 
 class Row:
@@ -62,10 +63,10 @@ def find_video(folder: Path, uid: str) -> Path:
     raise VideoError(f"{folder / uid}{EXTENSIONS[0]}: no such video (looked for {', '.join(EXTENSIONS)})")
 
 
-def split_uids(splits: Path | Mapping[str, Sequence[str]], split: str) -> list[str]:
-    """The video ids of one split; ``splits`` is a mapping of lists or a JSON file that holds one."""
-    source = splits if isinstance(splits, Path) else "splits"
-    lists = read_json(splits) if isinstance(splits, Path) else splits
+def split_uids(splits: Splits, split: str) -> list[str]:
+    """The video ids of one split."""
+    named = isinstance(splits, str | Path)
+    source, lists = (splits, read_json(Path(splits))) if named else ("splits", splits)
     if not isinstance(lists, Mapping) or not all(isinstance(names, list) for names in lists.values()):
         raise DataError(f"{source}: expected an object of lists, split name to video ids")
     if split not in lists:

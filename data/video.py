@@ -4,7 +4,7 @@ Every fault of a file is a VideoError that names the path and the reason; raw er
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -76,19 +76,35 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         raise VideoError(f"{path}: not a readable video, or truncated ({reason})") from None
 
 
+def _count_frames(container: Any, stream: Any, size: int) -> tuple[int, int]:
+    """Frames that the header promises and frames whose bytes are in the file, from the index where there is a full one."""
+    index = getattr(stream, "index_entries", None) or ()
+    if stream.frames and len(index) == stream.frames:
+        last = index[-1]
+        if last.pos + last.size <= size:
+            return stream.frames, stream.frames
+        return stream.frames, sum(1 for entry in index if entry.pos + entry.size <= size)
+    count = sum(1 for packet in container.demux(stream) if packet.size)
+    return stream.frames or count, count
+
+
 @lru_cache(maxsize=4096)
 def _probe(path: Path, size: int, mtime: int) -> VideoInfo:
+    """``mtime`` is not read: it is part of the key, so that a changed file is probed again."""
     with _opened(path) as (container, stream):
-        rate = stream.average_rate or stream.guessed_rate
-        if not rate:
-            raise VideoError(f"{path}: the video stream has no frame rate")
-        count = sum(1 for packet in container.demux(stream) if packet.size)
-        told = stream.frames or count
-        if count == 0:
+        promised, present = _count_frames(container, stream, size)
+        if present == 0:
             raise VideoError(f"{path}: no video frames")
-        if count < told:
-            raise VideoError(f"{path}: truncated: the header promises {told} frames, {count} are in the file")
-        return VideoInfo(path, Fraction(rate), count, stream.width, stream.height)
+        if present < promised:
+            raise VideoError(f"{path}: truncated: the header promises {promised} frames, {present} are in the file")
+        return VideoInfo(path, _rate(path, stream), present, stream.width, stream.height)
+
+
+def _rate(path: Path, stream: Any) -> Fraction:
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        raise VideoError(f"{path}: the video stream has no frame rate")
+    return Fraction(rate)
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -103,20 +119,18 @@ def read_frames(path: str | Path, indices: Sequence[int], size: int | None = Non
 
     Returns uint8 RGB ``[N, H, W, 3]``. Raises VideoError for a broken file or an index past the end.
     """
+    import torch  # noqa: F401, I001  decord must come after torch, otherwise their libraries clash
     import decord
-    import torch  # noqa: F401  decord must come after torch, otherwise their libraries clash
 
     path = Path(path)
     info = probe(path)
     wrong = [i for i in indices if not 0 <= i < info.frames]
     if wrong:
-        raise VideoError(
-            f"{path}: frame index {wrong[0]} is outside the video; it has {info.frames} frames (0 to {info.frames - 1})"
-        )
-    side = size or -1
+        raise VideoError(f"{path}: frame index {wrong[0]} is outside 0 to {info.frames - 1}, the frames of this video")
     if not len(indices):
         return np.zeros((0, size or info.height, size or info.width, 3), np.uint8)
     try:
+        side = size or -1
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), width=side, height=side, num_threads=1)
         frames = reader.get_batch([int(i) for i in indices]).asnumpy()
     except (RuntimeError, decord.DECORDError) as e:
@@ -129,6 +143,23 @@ def read_frames(path: str | Path, indices: Sequence[int], size: int | None = Non
     return frames
 
 
+def _resizer(stream: Any, size: int | None) -> Callable[[Any], np.ndarray]:
+    """Decoded frame to uint8 RGB; the scaler is set up as in decord, so that both ways to read give equal pixels."""
+    if size is None:
+        return lambda frame: frame.to_ndarray(format="rgb24")
+    from av.filter import Graph
+
+    graph = Graph()
+    source, scale = graph.add_buffer(template=stream), graph.add("scale", f"{size}:{size}:flags=bilinear")
+    graph.link_nodes(source, scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+
+    def resize(frame: Any) -> np.ndarray:
+        graph.push(frame)
+        return graph.pull().to_ndarray(format="rgb24")
+
+    return resize
+
+
 def stream_frames(path: str | Path, fps: float, size: int | None = None) -> Iterator[tuple[float, int, np.ndarray]]:
     """The video as it plays, one frame at a time at ``fps`` model frames per second, holding one decoded frame in memory.
 
@@ -137,15 +168,12 @@ def stream_frames(path: str | Path, fps: float, size: int | None = None) -> Iter
     """
     path = Path(path)
     with _opened(path) as (container, stream):
-        rate = Fraction(stream.average_rate or stream.guessed_rate or 0)
-        if not rate:
-            raise VideoError(f"{path}: the video stream has no frame rate")
-        step, due, seen = rate / Fraction(fps), 0, 0
+        step, due, seen = _rate(path, stream) / Fraction(fps), 0, 0
+        resize = _resizer(stream, size)
         for frame in container.decode(stream):
             while int(due * step) <= seen:
                 if int(due * step) == seen:
-                    sized = frame.reformat(size, size, "rgb24", interpolation="BICUBIC") if size else frame
-                    yield due / fps, seen, sized.to_ndarray(format="rgb24")
+                    yield due / fps, seen, resize(frame)
                 due += 1
             seen += 1
         if seen == 0:

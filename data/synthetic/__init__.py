@@ -3,6 +3,6 @@
 ``make(tier, out, seed)`` writes it; ``grammar`` holds every word it can say.
 """
 
-from vtskip.data.synthetic.make import TIERS, make
+from vtskip.data.synthetic.tiers import TIERS, make
 
 __all__ = ["TIERS", "make"]

@@ -13,7 +13,8 @@ from vtskip.data.synthetic.grammar import COLOURS, SHAPES, VERBS, Action
 # In units of the frame's side. Work is done in front of the camera; things on the shelf at the back only look on.
 FRONT, SHELF = (0.5, 0.46), ((0.17, 0.10), (0.50, 0.08), (0.83, 0.10))
 SLIDE = 4  # frames in which a thing slides on to or off the table, at its left or right edge
-GAP, APPROACH, HOLD, RETREAT = (5, 15), (3, 6), (7, 11), (3, 6)  # frames, upper ends excluded
+APPROACH, HOLD, RETREAT = (3, 6), (7, 11), (3, 6)  # frames, upper ends excluded
+GAP, LONGEST_GAP, MEAN_WAIT = 5, 30, 8  # frames
 
 
 @dataclass
@@ -70,9 +71,10 @@ def _thing(rng: np.random.Generator, colour: str, shape: str, at: tuple[float, f
 
 
 def make_plan(uid: str, seed: tuple[int, ...], seconds: tuple[float, float], fps: int = 10) -> Plan:
-    """Draw a clip whose length lies between ``seconds``; idle gaps between steps vary from half a second to 1.5 s.
+    """Draw a clip whose length lies between ``seconds``.
 
-    The thing that was worked on makes room for the next one, except where the same thing comes next; a picked-up thing
+    Idle gaps between steps last 0.5 to 3 s, by an exponential law, so that the time that has passed does not tell when the
+    next step comes. The thing that was worked on makes room for the next one, except where the same thing comes next; a picked-up thing
     leaves with the hand.
     """
     rng = np.random.default_rng(seed)
@@ -83,7 +85,8 @@ def make_plan(uid: str, seed: tuple[int, ...], seconds: tuple[float, float], fps
     now, previous = 0, None
     while True:
         action = _draw(rng, previous)
-        gap, approach, hold, retreat = (int(rng.integers(*span)) for span in (GAP, APPROACH, HOLD, RETREAT))
+        approach, hold, retreat = (int(rng.integers(*span)) for span in (APPROACH, HOLD, RETREAT))
+        gap = min(GAP + int(rng.exponential(MEAN_WAIT)), LONGEST_GAP)
         contact = now + gap + approach
         if contact + hold + retreat >= plan.frames:
             return plan

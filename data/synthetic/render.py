@@ -153,7 +153,7 @@ def draw_thing(
     canvas.disc(_add(at, (drop, drop)), radius, (20, 18, 16), 0.5 if lifted else 0.3)
     if state == "cut":
         for side in (-1, 1):
-            _half(canvas, thing.shape, _add(at, (side * (0.04 + 0.1 * strength), 0)), radius, colour)
+            _half(canvas, thing.shape, _add(at, (side * (0.06 + 0.12 * strength), 0)), radius, colour)
         return
     _body(canvas, thing.shape, at, radius, colour, 0.3 if state == "shake" else angle)
     if state == "open":

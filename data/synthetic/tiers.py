@@ -18,7 +18,7 @@ from vtskip.data.synthetic.encode import content_hash, write_video
 from vtskip.data.synthetic.export import write_coin, write_ego4d
 from vtskip.data.synthetic.plan import Plan, make_plan
 from vtskip.data.synthetic.render import RADIUS, Renderer
-from vtskip.errors import ConfigError, nearest
+from vtskip.errors import ConfigError, DataError, nearest
 
 RECIPE = 1  # raise it when the same seed no longer gives the same pictures or texts
 FPS = 10
@@ -41,7 +41,7 @@ class Tier:
 
 TIERS = {
     "smoke": Tier(train=8, val=2, test=2, seconds=(8, 12)),
-    "small": Tier(train=96, val=8, test=16, seconds=(16, 20)),
+    "small": Tier(train=96, val=8, test=16, seconds=(17, 20)),
 }
 
 
@@ -133,6 +133,15 @@ def make(tier: str, out: str | Path, seed: int = 0, progress: bool = True, worke
     tier or a folder that holds another tier or seed.
     """
     spec, out = get_tier(tier), Path(out)
+    if seed < 0:
+        raise ConfigError(f"seed {seed}: accepted are 0 and larger")
+    try:
+        return _make(tier, spec, out, seed, progress, workers)
+    except OSError as e:
+        raise DataError(f"{e.filename or out}: the data set cannot be written ({e.strerror or e})") from None
+
+
+def _make(tier: str, spec: Tier, out: Path, seed: int, progress: bool, workers: int | None) -> Path:
     recipe = {"version": RECIPE, "tier": tier, "seed": seed, **asdict(spec)}
     recipe["seconds"] = list(spec.seconds)
     manifest = out / "manifest.json"
@@ -167,6 +176,10 @@ def _run(jobs: list[tuple], workers: int, advance: Any) -> None:
     # fork: a child of a script without an "if __name__ == '__main__'" guard must not run the script again
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method)) as pool:
-        for done in as_completed([pool.submit(_clip, *job) for job in jobs]):
-            done.result()
-            advance()
+        try:
+            for done in as_completed([pool.submit(_clip, *job) for job in jobs]):
+                done.result()
+                advance()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # stop at the first fault or at Ctrl-C; finished clips stay
+            raise
