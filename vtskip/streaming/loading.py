@@ -56,7 +56,7 @@ def load_stream(folder: str | Path, device: str = "auto", dtype: str = "auto") -
     """
     from transformers import AutoTokenizer
 
-    kwargs = {} if dtype == "auto" else {"dtype": _dtype(dtype)}
+    place, kwargs = pick_device(device), {} if dtype == "auto" else {"dtype": _dtype(dtype)}
     model, handle = load(folder, **kwargs)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -64,7 +64,7 @@ def load_stream(folder: str | Path, device: str = "auto", dtype: str = "auto") -
         raise CheckpointError(f"{folder}: no tokenizer beside the model ({' '.join(str(e).split())})") from None
     if handle is None:
         handle = attach(model, "dense")
-    model.to(pick_device(device))
+    model.to(place)
     template = StreamTemplate.from_config(tokenizer, model.config)
     state = {k: t.detach().clone() for k, t in method_state(model).items()}
     return StreamCheckpoint(model, template, handle, state, handle.method.name)
