@@ -62,7 +62,7 @@ def test_attaching_twice_is_refused(model):
     [
         ("modd", "did you mean 'mod'"),
         ({"name": "mod", "kep": 0.2}, "did you mean 'keep'"),
-        ({"name": "mod", "keep": 2}, "less than or equal to 1"),
+        ({"name": "mod", "keep": 2}, r"keep: got 2, accepted: a number in \(0, 1\]"),
         ({"name": "shortv", "layers": [7]}, r"layers \[7\] do not exist"),
         ({"keep": 0.2}, "unknown method None"),
     ],

@@ -159,8 +159,13 @@ def test_generate(model, family, row):
     batch = family.batch(KINDS)
     batch.pop("position_ids", None)
     settings = dict(max_new_tokens=4, min_new_tokens=4)
-    with vtskip.attach(model, row.spec):
+    with vtskip.attach(model, row.spec) as handle:
+        prompt = logits(model, batch)[:, -1]
+        sizes = handle.last_rows.sizes
         greedy = model.generate(**batch, do_sample=False, **settings)[:, -4:]
+        assert handle.last_rows.sizes == sizes == tuple(tuple(family.sample(kind)[2]) for kind in KINDS)
+        first = prompt.index_fill(1, torch.tensor([2]), -torch.inf).argmax(-1)  # min_new_tokens forbids eos
+        assert torch.equal(first, greedy[:, 0])
         beams = model.generate(**batch, do_sample=False, num_beams=3, num_return_sequences=2, **settings)[:, -4:]
         torch.manual_seed(0)
         sampled = model.generate(**batch, do_sample=True, num_return_sequences=2, **settings)[:, -4:]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +20,7 @@ ATTENTION_CHILDREN = {"q_proj", "k_proj", "v_proj", "o_proj"}
 OPTIONAL_ATTENTION_CHILDREN = {"q_norm", "k_norm", "rotary_emb"}
 
 Sizes = list[int] | None
-GroupSizes = Callable[[str, int, dict[str, Any], Any], Sizes]
+GroupSizes = Callable[[str, np.ndarray, dict[str, Any], Any], Sizes]
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Family:
         text: text backbones it was tested with.
         tokens: modality -> config attribute with its placeholder token id.
         inputs: names of forward arguments that bring vision into a step; without one a step is text only.
-        groups: ``(modality, rows, inputs, config) -> sizes`` of that modality's selection groups (images, frames) over
-            the whole batch in order, or None where only the runs of placeholders tell.
+        groups: ``(modality, here, inputs, config) -> sizes`` of that modality's selection groups (images, frames) over
+            the whole batch in order, or None where only the runs of placeholders tell; ``here`` ``[B, S]`` marks these.
         base: ``parent`` if the forward of the decoder's parent sees the inputs, ``model`` if the model's own does.
     """
 
@@ -63,14 +64,14 @@ def _equal_parts(rows: int, parts: int) -> list[int]:
     return [rows // parts] * parts
 
 
-def _llava_groups(modality: str, rows: int, inputs: dict[str, Any], config: Any) -> Sizes:
+def _llava_groups(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
     pixels = inputs.get("pixel_values")
     if torch.is_tensor(pixels) and inputs.get("image_sizes") is None:
-        return _equal_parts(rows, pixels.shape[0])
+        return _equal_parts(int(here.sum()), pixels.shape[0])
     return _encoded_sizes(modality, inputs)
 
 
-def _onevision_groups(modality: str, rows: int, inputs: dict[str, Any], config: Any) -> Sizes:
+def _onevision_groups(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
     """Images of any size are runs of placeholders; a video is frames of equal size and one closing newline row."""
     if modality == "image":
         return _encoded_sizes(modality, inputs)
@@ -83,23 +84,41 @@ def _onevision_groups(modality: str, rows: int, inputs: dict[str, Any], config: 
     else:
         return None
     sizes = []
-    for total in _equal_parts(rows, videos):
+    for total in _equal_parts(int(here.sum()), videos):
         per_frame = _equal_parts(total - 1, frames)
         sizes += [*per_frame[:-1], per_frame[-1] + 1]
     return sizes
 
 
-def _grid_groups(modality: str, rows: int, inputs: dict[str, Any], config: Any) -> Sizes:
-    """Qwen-VL grids: ``t`` groups of ``h * w / merge^2`` rows per image or video."""
+def _grid_groups(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
+    """Qwen-VL grids: ``t`` groups of ``h * w / merge^2`` rows per image or video.
+
+    ``generate`` encodes the images beforehand and drops the grids; the height and width positions then tell where a frame
+    begins: they return to those of the first row.
+    """
     grid = inputs.get(f"{modality}_grid_thw")
     if grid is None:
-        return None
+        positions = inputs.get("position_ids")
+        return _grids_from_positions(here, positions) if positions is not None and positions.dim() == 3 else None
     merge = config.vision_config.spatial_merge_size**2
     return [h * w // merge for t, h, w in grid.tolist() for _ in range(t)]
 
 
-def _streaming_groups(modality: str, rows: int, inputs: dict[str, Any], config: Any) -> Sizes:
-    return _equal_parts(rows, rows // config.frame_tokens)
+def _grids_from_positions(here: np.ndarray, positions: torch.Tensor) -> list[int]:
+    """Frame sizes from M-RoPE positions ``[3 or 4, B, S]`` (time, height, width last)."""
+    height_width = positions[-2:].expand(-1, here.shape[0], -1).cpu().numpy()
+    sizes = []
+    for row, places in zip(here, height_width.swapaxes(0, 1)):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
+        for start, stop in zip(edges[::2], edges[1::2]):
+            run = places[:, start:stop]
+            frames = np.flatnonzero((run == run[:, :1]).all(0))
+            sizes += np.diff([*frames, stop - start]).tolist()
+    return sizes
+
+
+def _streaming_groups(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
+    return _equal_parts(int(here.sum()), int(here.sum()) // config.frame_tokens)
 
 
 _IMAGE, _IMAGE_VIDEO = {"image": "image_token_id"}, {"image": "image_token_id", "video": "video_token_id"}

@@ -115,7 +115,7 @@ class RowReader:
             if not here.any():
                 continue
             vision |= here
-            sizes = self.family.groups(modality, int(here.sum()), inputs, self.config)
+            sizes = self.family.groups(modality, here, inputs, self.config)
             _place(here, sizes, starts, modality)
         return vision, [[size for _, size in sorted(row.items())] for row in starts]
 
