@@ -22,13 +22,14 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 	touch $@
 
 demo: setup
-	rm -rf $(DEMO)/model $(DEMO)/narration.vtt $(DEMO)/narration.json $(DEMO)/record.json
+	mkdir -p $(DEMO) && find $(DEMO) -mindepth 1 -maxdepth 1 ! -name data -exec rm -rf {} +
 	$(DEMO_ENV) $(BIN)/vtskip data make synthetic --tier small --out $(DEMO)/data
 	$(DEMO_ENV) $(BIN)/vtskip train configs/train/demo_mod.yaml
-	$(DEMO_ENV) $(BIN)/python -m vtskip stream $(DEMO)/data/videos/$$($(BIN)/python -c \
-	  "import json; print(json.load(open('$(DEMO)/data/splits.json'))['test'][0])").mp4 \
-	  --model $(DEMO)/model --vtt $(DEMO)/narration.vtt --out $(DEMO)/narration.json
+	$(DEMO_ENV) $(BIN)/vtskip stream $$($(BIN)/python -c "import json; \
+	  print('$(DEMO)/data/videos/' + json.load(open('$(DEMO)/data/splits.json'))['test'][0] + '.mp4')") \
+	  --model $(DEMO) --vtt $(DEMO)/narration.vtt --out $(DEMO)/narration.json
 	$(DEMO_ENV) $(BIN)/vtskip eval configs/eval/demo.yaml
+	@echo "checkpoint, narration.vtt, narration.json and record.json are in $(DEMO)/"
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
