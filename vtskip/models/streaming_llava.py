@@ -30,11 +30,12 @@ class StreamingLlavaConfig(PreTrainedConfig):
         text_config: configuration (or its dict) of any causal language model.
         frame_id, interval_id, close_id, eos_id, bos_id: see ``vtskip.template``.
         system_prompt: what a session starts with.
+        instruction: what a session asks for after its first frame.
         stream_loss_weight: weight of the speak-or-stay-silent positions in the loss.
     """
 
     model_type = "streaming_llava"
-    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 - transformers reads it from the class
+    sub_configs = {"text_config": AutoConfig}
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class StreamingLlavaConfig(PreTrainedConfig):
         eos_id: int = 3,
         bos_id: int | None = None,
         system_prompt: str = "",
+        instruction: str | None = None,
         stream_loss_weight: float = 1.0,
         **kwargs: Any,
     ):
@@ -69,7 +71,8 @@ class StreamingLlavaConfig(PreTrainedConfig):
         self.fps = fps
         self.frame_id, self.interval_id, self.close_id = frame_id, interval_id, close_id
         self.eos_id, self.bos_id = eos_id, bos_id
-        self.system_prompt, self.stream_loss_weight = system_prompt, stream_loss_weight
+        self.system_prompt, self.instruction = system_prompt, instruction
+        self.stream_loss_weight = stream_loss_weight
         if isinstance(text_config, Mapping):
             text_config = AutoConfig.for_model(**text_config)
         self.text_config = text_config if text_config is not None else AutoConfig.for_model("llama")
@@ -103,8 +106,8 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keys_to_ignore_on_load_missing = [r"\.vtskip\."]  # noqa: RUF012 - transformers reads it from the class
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _keys_to_ignore_on_load_missing = [r"\.vtskip\."]
+    _skip_keys_device_placement = ["past_key_values"]
 
     def __init__(self, config: StreamingLlavaConfig):
         super().__init__(config)
@@ -148,14 +151,15 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
     def set_decoder(self, decoder: nn.Module) -> None:
         self.language_model.set_decoder(decoder)
 
-    def _set_gradient_checkpointing(self, *args: Any, enable: bool = True, **kwargs: Any) -> None:
-        super()._set_gradient_checkpointing(*args, enable=enable, **kwargs)
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
         self.vision_tower.set_grad_checkpointing(enable)
 
-    def save_pretrained(self, save_directory: Any, *, state_dict: dict | None = None, **kwargs: Any) -> None:
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Without the parameters of an attached method: those are written by ``vtskip.saving.save_method``."""
-        state = {k: v for k, v in (state_dict or self.state_dict()).items() if METHOD_KEY not in k}
-        super().save_pretrained(save_directory, state_dict=state, **kwargs)
+        state = kwargs.pop("state_dict", None) or self.state_dict()
+        kwargs["state_dict"] = {k: v for k, v in state.items() if METHOD_KEY not in k}
+        super().save_pretrained(*args, **kwargs)
 
     # -- frames ----------------------------------------------------------------------------------------------------
 
@@ -183,31 +187,35 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
             return self.encode_frames(frames)
         return None
 
-    def _untouched(self, like: Tensor) -> Tensor:
-        """Zero that depends on tower and connector: every rank of a sharded run has to call every module."""
-        side = self.vision_tower.image_size
-        blank = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=like.device)
-        return self.connector(self.encode_frames(blank)).sum().to(like.dtype) * 0
-
     def embed(self, input_ids: Tensor, features: Tensor | None, first: bool = True) -> Tensor:
         """Token embeddings [B, S, D] of ``input_ids`` with connector outputs in the frames' places.
 
         features: [N, F, vision_dim], all frames of the batch in row-major order. first: nothing is cached yet.
         Raises ModelError where placeholders and frames do not match.
+
+        In training a batch without frames runs tower and connector on a blank frame whose rows count zero: every process
+        of a sharded run has to call every module, and in the same order, because ZeRO-1 and -2 reduce gradients in the
+        order in which they arrive and would silently add those of different parameters.
         """
         mask = input_ids == self.config.frame_id
+        absent = features is None
+        # A lone placeholder behind a cache is a token the model itself has generated, not a frame.
+        if absent and (first or input_ids.shape[1] > 1) and bool(mask.any()):
+            raise ModelError(f"input_ids hold {int(mask.sum())} frame placeholders, but no frames were given")
+        if absent and self.training:
+            side = self.vision_tower.image_size
+            features = self.encode_frames(input_ids.new_zeros(1, side, side, 3, dtype=torch.uint8))
+        rows = None
+        if features is not None:
+            rows = self.connector(features.to(next(self.connector.parameters()).dtype)).flatten(0, 1)
         table = cast(nn.Embedding, self.get_input_embeddings())
-        if features is None:
-            # A lone placeholder behind a cache is a token the model itself has generated, not a frame.
-            if (first or input_ids.shape[1] > 1) and bool(mask.any()):
-                raise ModelError(f"input_ids hold {int(mask.sum())} frame placeholders, but no frames were given")
+        if absent or rows is None:
             embeds = table(input_ids.clamp(max=table.num_embeddings - 1))
-            return embeds + self._untouched(embeds) if self.training else embeds
-        rows = self.connector(features.to(next(self.connector.parameters()).dtype)).flatten(0, 1)
+            return embeds if rows is None else embeds + rows.sum().to(embeds.dtype) * 0
         if int(mask.sum()) != len(rows):
             raise ModelError(
-                f"input_ids hold {int(mask.sum())} frame placeholders, but {len(features)} frames of "
-                f"{self.config.frame_tokens} tokens give {len(rows)}"
+                f"input_ids hold {int(mask.sum())} frame placeholders, but {len(rows) // self.config.frame_tokens} frames "
+                f"of {self.config.frame_tokens} tokens give {len(rows)}"
             )
         embeds = table(input_ids.masked_fill(mask, 0))
         return embeds.masked_scatter(mask.unsqueeze(-1), rows.to(embeds.dtype))
@@ -249,6 +257,7 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
         if labels is not None and self.training:
             learned = labels.ne(-100).any(0).nonzero()[:, 0]
             logits_to_keep = learned = learned if len(learned) else learned.new_zeros(1)
+            use_cache = bool(use_cache)  # nothing to continue after a training step
         out = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

@@ -1,0 +1,94 @@
+"""Every fault in a configuration is one clear error before anything is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import vtskip.configs
+from vtskip.config import load_config, parse
+from vtskip.errors import VtskipError
+from vtskip.train import TrainConfig, run
+
+CONFIGS = Path(vtskip.configs.__path__[0])
+
+
+def change(values, dotted, value):
+    node = values
+    *parents, last = dotted.split(".")
+    for name in parents:
+        node = node[name]
+    node[last] = value
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "train").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configurations_load(path):
+    from vtskip.methods import get_method
+
+    config = load_config(TrainConfig, path)
+    if config.method is not None:
+        get_method(config.method)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "deepspeed").glob("*.json")), ids=lambda p: p.name)
+def test_shipped_deepspeed_files_name_their_stage(path):
+    settings = json.loads(path.read_text())
+    assert settings["zero_optimization"]["stage"] == int(path.stem.removeprefix("zero")[0])
+    assert "optimizer" not in settings  # would compile DeepSpeed's own Adam for minutes on a CPU
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optm", {}, "did you mean 'optim'"),
+        ("optim.learning_rate", 1, "learning_rate"),
+        ("optim.lrs", {"routers": 1.0}, "did you mean 'router'"),
+        ("trains", {"conector": False}, "did you mean 'connector'"),
+        ("optim.lr", -1, "optim.lr"),
+        ("method", "mood", "did you mean 'mod'"),
+        ("method", {"name": "mod", "keep": 0.0}, "keep"),
+        ("method", {"name": "mod", "keap": 0.5}, "did you mean 'keep'"),
+        ("model.lm", {"hidden_size": 8}, "model_type"),
+        ("model.lm", "/nowhere", "/nowhere"),
+        ("model.lm.hidden_sizes", 8, "did you mean 'hidden_size'"),
+        ("model.lm.model_type", "lama", "lama"),
+        ("model.tokenizer", None, "tokenizer"),
+        ("model.tokenizer", "/nowhere", "/nowhere: no tokenizer there"),
+        ("model.checkpoint", "/nowhere", "brings its own"),
+        ("model", {"checkpoint": "/nowhere"}, "/nowhere: no model there"),
+        ("model.vision", "ViT-B-23", "did you mean 'ViT-B-32'"),
+        ("trains", dict.fromkeys(["vision", "connector", "lm", "router"], False), "no parameter is left"),
+        ("deepspeed", "/nowhere.json", "/nowhere.json: cannot be read"),
+        ("data.split", "trian", "did you mean 'train'"),
+    ],
+)
+def test_faults_are_named_and_nothing_is_written(values, key, value, message):
+    change(values, key, value)
+    with pytest.raises(VtskipError, match=message):
+        run(parse(TrainConfig, values, "test"), progress=False)
+    assert not Path(values["out"]).exists()
+
+
+def test_a_damaged_deepspeed_file_is_named(values, tmp_path):
+    path = tmp_path / "zero.json"
+    path.write_text("{stage: 2")
+    values["deepspeed"] = str(path)
+    with pytest.raises(VtskipError, match=r"zero\.json: not valid JSON"):
+        run(parse(TrainConfig, values, "test"), progress=False)
+
+
+def test_a_folder_that_holds_something_is_not_written_to(values):
+    out = Path(values["out"])
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(VtskipError, match=r"not empty \(notes.txt\)"):
+        run(parse(TrainConfig, values, "test"), progress=False)
+    with pytest.raises(VtskipError, match="no checkpoint to resume from"):
+        run(parse(TrainConfig, values, "test"), resume=True, progress=False)
+    assert [p.name for p in out.iterdir()] == ["notes.txt"]
+
+
+def test_out_may_not_be_a_file(values):
+    Path(values["out"]).write_text("")
+    with pytest.raises(VtskipError, match="is a file"):
+        run(parse(TrainConfig, values, "test"), progress=False)

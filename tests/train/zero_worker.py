@@ -1,0 +1,35 @@
+"""One process of the ZeRO test: trains, and writes down what its rank saw. Run by torchrun with a JSON file of settings."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import vtskip.data
+from vtskip.config import parse
+from vtskip.data.types import Sample
+from vtskip.train import TrainConfig, run, setup
+
+settings = json.loads(Path(sys.argv[1]).read_text())
+real_build = vtskip.data.build
+
+
+def build(config, progress=True):
+    """Two clips and two conversations without any frame."""
+    samples = real_build(config, progress=False)[:2]
+    talk = [{"role": "user", "content": "Narrate."}, {"role": "assistant", "content": "C sees it.", "learn": True}]
+    return samples + [Sample(f"talk{i}", samples[0].video, samples[0].fps, [], talk) for i in range(2)]
+
+
+class Seen(setup.Samples):
+    def __getitem__(self, index):
+        seen.append(self.samples[index].uid)
+        return super().__getitem__(index)
+
+
+seen: list[str] = []
+vtskip.data.build = build
+setup.Samples = Seen
+run(parse(TrainConfig, settings["config"], "worker"), progress=False)
+rank = int(os.environ.get("RANK", "0"))
+Path(settings["report"], f"seen{rank}.json").write_text(json.dumps(seen))

@@ -1,0 +1,9 @@
+"""``python -m vtskip.train CONFIG [key=value ...]``: the same program as ``vtskip train``."""
+
+import sys
+from importlib import import_module
+
+if __name__ == "__main__":
+    # By name: the command line stands above training and must not be imported by it.
+    sys.argv = ["vtskip", "train", *sys.argv[1:]]
+    sys.exit(import_module("vtskip.cli.main").main())

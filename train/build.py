@@ -1,0 +1,134 @@
+"""From a model recipe to a StreamingLlava, its tokenizer and its template, with the method attached."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from vtskip.data.config import DataConfig
+from vtskip.data.tokenizer import build_word_tokenizer, conversation_texts
+from vtskip.data.types import Sample
+from vtskip.errors import ConfigError, nearest
+from vtskip.methods import get_method
+from vtskip.models.streaming_llava import METHOD_KEY, StreamingLlava, StreamingLlavaConfig
+from vtskip.runtime.attach import attach
+from vtskip.saving import load
+from vtskip.streaming.loading import load_stream
+from vtskip.template import StreamTemplate, special_ids
+from vtskip.train.config import ModelRecipe, TrainConfig, Trains
+
+
+def build_model(config: TrainConfig, samples: list[Sample]) -> tuple[StreamingLlava, Any, StreamTemplate]:
+    """Model with its method attached, tokenizer, template. Weights are a pure function of ``config.seed`` and files.
+
+    Raises ConfigError, ModelError or CheckpointError that names the key or file.
+    """
+    torch.manual_seed(config.seed)
+    if config.model.checkpoint is None:
+        model, tokenizer = new_model(config.model, config.data, samples)
+        if config.method is not None:
+            attach(model, get_method(config.method))
+    elif config.method is None:
+        model, tokenizer = load(config.model.checkpoint)[0], read_tokenizer(config.model.checkpoint)
+    else:
+        checkpoint = load_stream(config.model.checkpoint, device="cpu")
+        checkpoint.use(get_method(config.method))  # goes on from the saved routers where they fit
+        model, tokenizer = checkpoint.model, checkpoint.template.tokenizer
+    choose_trained(model, config.trains)
+    return model, tokenizer, StreamTemplate.from_config(tokenizer, model.config)
+
+
+def new_model(recipe: ModelRecipe, data: DataConfig, samples: list[Sample]) -> tuple[StreamingLlava, Any]:
+    """A StreamingLlava with the recipe's tower and language model, in fp32."""
+    tokenizer = make_tokenizer(recipe, samples)
+    ids = special_ids(tokenizer)
+    if isinstance(recipe.lm, str):
+        language_model = read_lm(recipe.lm)
+        if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
+            language_model.resize_token_embeddings(len(tokenizer))
+        text_config = language_model.config
+    else:
+        language_model, text_config = None, tiny_lm_config(dict(recipe.lm or {}), tokenizer)
+    model = StreamingLlava(
+        StreamingLlavaConfig(
+            vision=recipe.vision,
+            vision_pretrained=recipe.vision_pretrained,
+            image_size=recipe.image_size,
+            cls_token=recipe.cls_token,
+            pool=list(recipe.pool) if recipe.pool else None,
+            fps=data.fps,
+            text_config=text_config,
+            system_prompt=data.system,
+            instruction=data.dialogue().instruction,
+            stream_loss_weight=recipe.stream_loss_weight,
+            pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            **ids,
+        )
+    )
+    if language_model is not None:
+        model.language_model.load_state_dict(language_model.state_dict())
+    model.load_vision()
+    return model, tokenizer
+
+
+def make_tokenizer(recipe: ModelRecipe, samples: list[Sample]) -> Any:
+    """The recipe's tokenizer; ``words`` builds one from the texts of ``samples``."""
+    source = recipe.tokenizer or recipe.lm
+    if source == "words":
+        return build_word_tokenizer(conversation_texts(samples))
+    return read_tokenizer(Path(str(source)))
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``folder``. Raises ConfigError if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as e:
+        raise ConfigError(f"{folder}: no tokenizer there ({one_line(e)}); accepted: 'words' or a folder") from None
+
+
+def read_lm(folder: str) -> Any:
+    """The causal language model in ``folder``, in fp32. Raises ConfigError if there is none."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as e:
+        raise ConfigError(f"model.lm {folder!r}: no causal language model there ({one_line(e)})") from None
+
+
+def tiny_lm_config(values: dict[str, Any], tokenizer: Any) -> Any:
+    """A language model's configuration from a dict; the vocabulary is the tokenizer's. Raises ConfigError in our words."""
+    name = values.pop("model_type")
+    known = AutoConfig.for_model("llama").to_dict().keys() if name == "llama" else ()
+    ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
+    try:
+        config = AutoConfig.for_model(name, **{"vocab_size": len(tokenizer), **ids, **values})
+    except (ValueError, TypeError, KeyError) as e:
+        raise ConfigError(f"model.lm {json.dumps(values)}: {one_line(e)}") from None
+    accepted = known or type(config)().to_dict().keys()
+    for key in values:
+        if key not in accepted:
+            raise ConfigError(f"model.lm: unknown key {key!r} of a {name} configuration{nearest(key, accepted)}")
+    return config
+
+
+def part_of(name: str) -> str:
+    """Which of the trained parts (``vision``, ``connector``, ``lm``, ``router``) a parameter belongs to."""
+    if METHOD_KEY in name:
+        return "router"
+    return {"vision_tower": "vision", "connector": "connector"}.get(name.partition(".")[0], "lm")
+
+
+def choose_trained(model: StreamingLlava, trains: Trains) -> None:
+    """Freeze the parts that are not trained; what the model itself keeps frozen stays so. Raises ConfigError if none is left."""
+    chosen = trains.model_dump()
+    for name, parameter in model.named_parameters():
+        if not chosen[part_of(name)]:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(f"trains {chosen}: no parameter is left to train")
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,122 @@
+"""Model, arguments and Trainer of a run: everything that needs transformers, behind the checks that do not."""
+
+import os
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from vtskip.data.collate import StreamCollator
+from vtskip.data.types import Sample
+from vtskip.errors import ConfigError
+from vtskip.models.streaming_llava import StreamingLlava
+from vtskip.template import StreamTemplate
+from vtskip.train.callbacks import LOG_NAME, Bar, JsonLog
+from vtskip.train.config import TrainConfig
+from vtskip.train.trainer import StreamTrainer
+
+
+class Samples(Dataset):
+    """A list as a torch data set."""
+
+    def __init__(self, samples: list[Sample]):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def training_arguments(config: TrainConfig, settings: dict[str, Any] | None) -> TrainingArguments:
+    """Our configuration in transformers' words. Nothing is reported to any service."""
+    cpu = not torch.accelerator.is_available()
+    if settings is not None:
+        prepare_deepspeed(cpu)
+    if config.precision == "bf16" and not cpu and not torch.cuda.is_bf16_supported():
+        raise ConfigError("precision 'bf16': this accelerator has none; accepted here: fp32")
+    optim = config.optim
+    return TrainingArguments(
+        output_dir=str(config.out),
+        run_name=config.name,
+        max_steps=optim.steps or -1,
+        num_train_epochs=optim.epochs,
+        per_device_train_batch_size=optim.batch_size,
+        per_device_eval_batch_size=optim.batch_size,
+        gradient_accumulation_steps=optim.accumulate,
+        learning_rate=optim.lr,
+        adam_beta1=optim.betas[0],
+        adam_beta2=optim.betas[1],
+        weight_decay=optim.weight_decay,
+        lr_scheduler_type="constant_with_warmup" if optim.schedule == "constant" else optim.schedule,
+        warmup_steps=optim.warmup,
+        max_grad_norm=optim.clip,
+        optim="adamw_torch",
+        seed=config.seed,
+        bf16=config.precision == "bf16",
+        deepspeed=settings,
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        dataloader_num_workers=config.workers,
+        dataloader_pin_memory=not cpu,
+        remove_unused_columns=False,
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if config.eval_every and config.validation else "no",
+        eval_steps=config.eval_every,
+        prediction_loss_only=True,
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or 500,
+        save_total_limit=config.keep,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def prepare_deepspeed(cpu: bool) -> None:
+    """Raises ConfigError without DeepSpeed. On CPUs plain gloo replaces an op that would be compiled for minutes."""
+    try:
+        import deepspeed
+    except ImportError:
+        raise ConfigError("deepspeed: not installed; pip install 'vtskip[deepspeed]'") from None
+    if cpu:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def make_trainer(
+    config: TrainConfig,
+    model: StreamingLlava,
+    tokenizer: Any,
+    template: StreamTemplate,
+    arguments: TrainingArguments,
+    samples: list[Sample],
+    held_out: list[Sample] | None,
+    progress: bool,
+) -> tuple[StreamTrainer, Bar]:
+    """The Trainer with our callbacks in place of its own, and the progress bar."""
+    if config.gradient_checkpointing:
+        # The name since transformers 5.2x, and the one before it.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    bar = Bar()
+    callbacks: list[Any] = [JsonLog(config.out / LOG_NAME)]
+    if progress:
+        callbacks.append(bar)
+    trainer = StreamTrainer(
+        model=model,
+        args=arguments,
+        optim=config.optim,
+        train_dataset=Samples(samples),
+        eval_dataset=Samples(held_out) if held_out else None,
+        data_collator=StreamCollator(
+            template, model.config.image_size, model.config.pad_token_id, cache_frames=config.cache_frames
+        ),
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    for unwanted in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(unwanted)
+    return trainer, bar
