@@ -9,8 +9,12 @@ from vtskip.data.timeline import Narration, narration_turns, text_marks, windows
 from vtskip.data.types import Sample
 from vtskip.data.video import VideoInfo, model_frames, source_index
 
-SYSTEM = "A multimodal assistant helps its user with daily activities and sees frames of the user's view between the turns."
-INSTRUCTION = "Please narrate the video briefly in real time. Call the wearer of the camera C, and other people by other letters."
+SYSTEM = (
+    "A multimodal assistant helps its user with daily activities and sees frames of the user's view between the turns."
+)
+INSTRUCTION = (
+    "Please narrate the video briefly in real time. Call the wearer of the camera C, and other people by other letters."
+)
 
 
 class Dialogue(StrictModel):

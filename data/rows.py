@@ -65,8 +65,9 @@ def find_video(folder: Path, uid: str) -> Path:
 
 def split_uids(splits: Splits, split: str) -> list[str]:
     """The video ids of one split."""
-    named = isinstance(splits, str | Path)
-    source, lists = (splits, read_json(Path(splits))) if named else ("splits", splits)
+    source, lists = "splits", splits
+    if isinstance(splits, str | Path):
+        source, lists = str(splits), read_json(Path(splits))
     if not isinstance(lists, Mapping) or not all(isinstance(names, list) for names in lists.values()):
         raise DataError(f"{source}: expected an object of lists, split name to video ids")
     if split not in lists:

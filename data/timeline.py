@@ -1,13 +1,13 @@
 """From timed texts to turns on the model's frame grid (VideoLLM-online, arXiv 2406.11816).
 
 Frames are counted in integers: model frame ``k`` is the moment ``k / fps``. Multiplying differences of float times, as the
-reference does, loses a frame in most adjacent pairs at 5 or 10 frames per second; ``exact=False`` keeps that arithmetic for
-comparison with published numbers.
+reference does, loses a frame in most adjacent pairs at 5 or 10 frames per second; ``reference_timeline`` keeps that
+arithmetic for comparison with published numbers.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ _TAG = re.compile(r"#[cCoO]|@c|#[uU]nsure|#")
 _GRID_NOISE = 1e-6  # of a frame: a stored time such as 29 * 1001 / 30000 must not be pushed to the next grid point
 
 Mode = Literal["ceil", "round", "floor"]
+_ROUNDING: dict[str, Callable[[float], int]] = {"ceil": math.ceil, "round": round, "floor": math.floor}
 
 
 def clean_text(text: str) -> str:
@@ -27,16 +28,13 @@ def clean_text(text: str) -> str:
 
 def frame_at(time: float, fps: float, mode: Mode = "ceil") -> int:
     """Grid index of a time in seconds. ``ceil`` never shows a frame from before the event."""
-    position = time * fps
-    if mode == "round":
-        return round(position)
-    return math.ceil(position - _GRID_NOISE) if mode == "ceil" else math.floor(position + _GRID_NOISE)
+    nudge = {"ceil": -_GRID_NOISE, "round": 0.0, "floor": _GRID_NOISE}[mode]
+    return _ROUNDING[mode](time * fps + nudge)
 
 
-def round_time(time: float, fps: float, max_time: float, mode: Mode = "ceil", min_time: float = 0) -> float:
-    """``time`` on the grid, clipped to ``[min_time, max_time]``, in the reference's float arithmetic (round: half to even)."""
-    rounding = {"ceil": math.ceil, "round": round, "floor": math.floor}[mode]
-    return max(min(rounding(time * fps) / fps, max_time), min_time)
+def round_time(time: float, fps: float, max_time: float, mode: Mode = "ceil") -> float:
+    """``time`` on the grid, clipped to ``[0, max_time]``, in the reference's float arithmetic (round: half to even)."""
+    return max(min(_ROUNDING[mode](time * fps) / fps, max_time), 0)
 
 
 @dataclass(frozen=True)
@@ -112,8 +110,8 @@ def windows(
 ) -> list[Window]:
     """Cut a video into consecutive stretches of at most ``max_frames`` model frames, each with at least one text.
 
-    Without ``lead_in`` a stretch starts at its first text, as in the reference; with it, at the video's (or the previous
-    stretch's) frame before. With ``tail`` it goes on to the next stretch or the end of the video.
+    Without ``lead_in`` a stretch starts at its first text, as in the reference; with it, where the one before ended (the
+    first at the video's start). With ``tail`` it goes on to the next stretch's first text or the end of the video.
     """
     limit = max_frames or total
     result: list[Window] = []

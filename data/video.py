@@ -3,6 +3,7 @@
 Every fault of a file is a VideoError that names the path and the reason; raw errors of the two libraries never leave here.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import numpy as np
 from vtskip.errors import VideoError
 
 # decord retries this often at the end of a damaged file before it gives up; its default makes such a file look like a hang.
-os.environ.setdefault("DECORD_EOF_RETRY_MAX", "64")
+os.environ.setdefault("DECORD_EOF_RETRY_MAX", "1024")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def source_index(info: VideoInfo, frame: int, fps: float) -> int:
 
 def model_frames(info: VideoInfo, fps: float) -> int:
     """How many frames a model sees that samples the whole video at ``fps``: times 0, 1/fps, ... before its end."""
-    return -int(-info.frames * Fraction(fps) / info.fps // 1)
+    return math.ceil(info.frames * Fraction(fps) / info.fps)
 
 
 def _stat(path: Path) -> os.stat_result:
@@ -78,7 +79,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
 
 def _count_frames(container: Any, stream: Any, size: int) -> tuple[int, int]:
     """Frames that the header promises and frames whose bytes are in the file, from the index where there is a full one."""
-    index = getattr(stream, "index_entries", None) or ()
+    index: Any = getattr(stream, "index_entries", None) or ()
     if stream.frames and len(index) == stream.frames:
         last = index[-1]
         if last.pos + last.size <= size:
@@ -120,7 +121,7 @@ def read_frames(path: str | Path, indices: Sequence[int], size: int | None = Non
     Returns uint8 RGB ``[N, H, W, 3]``. Raises VideoError for a broken file or an index past the end.
     """
     import torch  # noqa: F401, I001  decord must come after torch, otherwise their libraries clash
-    import decord
+    import decord  # type: ignore
 
     path = Path(path)
     info = probe(path)
@@ -155,7 +156,8 @@ def _resizer(stream: Any, size: int | None) -> Callable[[Any], np.ndarray]:
 
     def resize(frame: Any) -> np.ndarray:
         graph.push(frame)
-        return graph.pull().to_ndarray(format="rgb24")
+        sized: Any = graph.pull()
+        return sized.to_ndarray(format="rgb24")
 
     return resize
 

@@ -1,7 +1,8 @@
 """One native timeline per clip, written as COIN and as both Ego4D narration files.
 
 A timeline is plain JSON: ``uid, fps ("10" or "30000/1001"), frames, size, hash, steps [{verb, colour, shape, approach,
-contact, end, away, box}]``, all moments as integer source frames. Seconds are ``frame / fps`` in full precision.
+contact, end, away, box}]``, all moments as integer source frames; ``box`` is where the thing lies before it is touched (left,
+top, right, bottom in units of the frame's side). Seconds are ``frame / fps`` in full precision.
 """
 
 import csv

@@ -74,8 +74,8 @@ def make_plan(uid: str, seed: tuple[int, ...], seconds: tuple[float, float], fps
     """Draw a clip whose length lies between ``seconds``.
 
     Idle gaps between steps last 0.5 to 3 s, by an exponential law, so that the time that has passed does not tell when the
-    next step comes. The thing that was worked on makes room for the next one, except where the same thing comes next; a picked-up thing
-    leaves with the hand.
+    next step comes. The thing that was worked on makes room for the next one, except where the same thing comes next; a
+    picked-up thing leaves with the hand.
     """
     rng = np.random.default_rng(seed)
     plan = Plan(uid, seed, int(rng.integers(round(seconds[0] * fps), round(seconds[1] * fps) + 1)))

@@ -93,24 +93,17 @@ def _finished(out: Path, uid: str, recipe: dict[str, Any]) -> bool:
 
 @contextmanager
 def _progress(show: bool, total: int, done: int) -> Iterator[Any]:
+    from rich import progress as parts
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn("making clips"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        parts.TextColumn("making clips"),
+        parts.BarColumn(),
+        parts.MofNCompleteColumn(),
+        parts.TimeElapsedColumn(),
+        parts.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+    with parts.Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
         task = bar.add_task("clips", total=total, completed=done)
         yield lambda: bar.advance(task)
 
@@ -145,17 +138,17 @@ def _make(tier: str, spec: Tier, out: Path, seed: int, progress: bool, workers: 
     recipe = {"version": RECIPE, "tier": tier, "seed": seed, **asdict(spec)}
     recipe["seconds"] = list(spec.seconds)
     manifest = out / "manifest.json"
-    if manifest.is_file():
-        held = read_json(manifest).get("recipe")
-        if held != recipe:
-            raise ConfigError(f"{out}: holds other synthetic data ({held}); choose another folder or remove it")
-        return out
+    held = read_json(manifest).get("recipe") if manifest.is_file() else None
+    if held not in (None, recipe):
+        raise ConfigError(f"{out}: holds other synthetic data ({held}); choose another folder or remove it")
     splits = splits_of(tier, spec)
     uids = [uid for names in splits.values() for uid in names]
     number = list(TIERS).index(tier)
     jobs = [
         (uid, (seed, number, i), spec, out, recipe) for i, uid in enumerate(uids) if not _finished(out, uid, recipe)
     ]
+    if held and not jobs:
+        return out
     with _progress(progress, len(uids), len(uids) - len(jobs)) as advance:
         _run(jobs, min(workers or os.cpu_count() or 1, len(jobs)), advance)
     timelines = [read_json(out / "timelines" / f"{uid}.json") for uid in uids]

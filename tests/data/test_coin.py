@@ -11,7 +11,8 @@ from vtskip.errors import ConfigError, DataError
 
 DATABASE = {
     "a": {
-        "duration": 6.0, "class": "BrewLeafTea", "video_url": "", "start": 0.4, "end": 5.6, "subset": "training", "recipe_type": 41,
+        "duration": 6.0, "class": "BrewLeafTea", "video_url": "", "start": 0.4, "end": 5.6, "subset": "training",
+        "recipe_type": 41,
         "annotation": [
             {"id": "207", "segment": [0.6, 1.5], "label": "heat the water"},
             {"id": "209", "segment": [2.0, 3.1], "label": "process (crop, fold) paper"},
@@ -72,7 +73,11 @@ def test_long_segments_keep_their_ends(write, clips):
 
 @pytest.mark.parametrize(
     "name, words",
-    [("ReplaceASIMCard", "replace a SIM card"), ("BrewLeafTea", "brew leaf tea"), ("PutOnHairExtensions", "put on hair extensions")],
+    [
+        ("ReplaceASIMCard", "replace a SIM card"),
+        ("BrewLeafTea", "brew leaf tea"),
+        ("PutOnHairExtensions", "put on hair extensions"),
+    ],
 )
 def test_task_names(name, words):
     assert task_words(name) == words
@@ -97,9 +102,18 @@ def _step(value, i=1):
 
 
 FAULTS = {
-    "past the end": (lambda v: _step(v).update(segment=[2.0, 60.0]), "step 1: 'segment' is 60.0 s, past the end .*6.00 s"),
-    "swapped": (lambda v: _step(v).update(segment=[3.0, 2.0]), r"step 1: 'segment' is \[3.0, 2.0\]: the start must come before"),
-    "not a number": (lambda v: _step(v).update(segment=[1.0, float("nan")]), "step 1: 'segment' should be a time in seconds, got nan"),
+    "past the end": (
+        lambda v: _step(v).update(segment=[2.0, 60.0]),
+        "step 1: 'segment' is 60.0 s, past the end .*6.00 s",
+    ),
+    "swapped": (
+        lambda v: _step(v).update(segment=[3.0, 2.0]),
+        r"step 1: 'segment' is \[3.0, 2.0\]: the start must come before",
+    ),
+    "not a number": (
+        lambda v: _step(v).update(segment=[1.0, float("nan")]),
+        "step 1: 'segment' should be a time in seconds, got nan",
+    ),
     "one time": (lambda v: _step(v).update(segment=[1.0]), r"step 1: 'segment' should be \[start, end\]"),
     "no segment": (lambda v: _step(v).pop("segment"), "step 1: missing key 'segment'; present: id, label"),
     "no label": (lambda v: _step(v).pop("label"), "step 1: missing key 'label'"),
@@ -123,7 +137,7 @@ def test_a_fault_names_file_video_and_step(write, clips, fault):
 
 def test_other_files_and_tasks(write, clips, tmp_path):
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(DataError, match="x.json: missing key 'database'; present: none"):
+    with pytest.raises(DataError, match=r"x\.json: missing key 'database'; present: none"):
         read_coin(tmp_path / "x.json", clips, 2)
     with pytest.raises(ConfigError, match="unknown COIN task 'steps'; did you mean 'step'"):
         read_coin(write(DATABASE), clips, 2, task="steps")

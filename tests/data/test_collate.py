@@ -9,9 +9,11 @@ import torch
 from vtskip.data.coin import read_coin
 from vtskip.data.collate import StreamCollator
 from vtskip.data.ego4d import read_narrations
+from vtskip.data.tokenizer import build_word_tokenizer, conversation_texts
 from vtskip.data.types import Sample
 from vtskip.data.video import read_frames
 from vtskip.errors import VideoError
+from vtskip.template import StreamTemplate
 
 PAD, FRAME = 0, 9
 
@@ -61,6 +63,21 @@ def test_rows_are_padded_on_one_side_and_frames_keep_their_order(samples, paddin
     assert batch["frames"].dtype == torch.uint8 and np.array_equal(batch["frames"].numpy(), expected)
     assert (batch["input_ids"] == FRAME).sum() == 2 * len(batch["frames"])
     assert len({len(s.frames) for s in samples}) == 4
+
+
+def test_with_the_streaming_template_and_the_word_tokenizer(samples):
+    """At a frame's last placeholder the target is silence, or the closing token where a text follows."""
+    tokenizer = build_word_tokenizer(conversation_texts(samples))
+    frame, comma, close = tokenizer.convert_tokens_to_ids(["<v>", ",", "]\n"])
+    template = StreamTemplate(tokenizer, 3, frame, comma, close, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    batch = StreamCollator(template, 32, tokenizer.pad_token_id)(samples)
+    assert (batch["input_ids"] == frame).sum() == 3 * len(batch["frames"])
+    told = batch["labels"][0][batch["input_ids"][0] == frame].tolist()
+    replies = [t["content"] for t in samples[0].conversation if t["role"] == "assistant"]
+    assert (told.count(close), told.count(comma)) == (len(replies) - 1, len(samples[0].frames) - len(replies))
+    learned = batch["labels"][0][(batch["input_ids"][0] != frame) & (batch["labels"][0] >= 0)]
+    words = " ".join(f"Assistant: {text}" for text in replies)
+    assert tokenizer.decode(learned, skip_special_tokens=True).replace(" :", ":") == words
 
 
 def test_a_batch_without_frames_and_a_generation_prompt(samples):

@@ -25,7 +25,12 @@ def _public():
         | {
             f"narration_pass_{n}": {
                 "narrations": [
-                    {"timestamp_sec": t, "timestamp_frame": int(t * 30), "narration_text": text, "annotation_uid": f"{uid}{n}"}
+                    {
+                        "timestamp_sec": t,
+                        "timestamp_frame": int(t * 30),
+                        "narration_text": text,
+                        "annotation_uid": f"{uid}{n}",
+                    }
                     for t, text in rows
                 ],
                 "summaries": [],
@@ -71,7 +76,18 @@ def test_each_annotator_is_one_conversation(write, clips, shape):
         "Narrate.", "C looks.", "C picks up a knife.", "C cuts the.",
     ]  # fmt: skip
     assert [t["num_frames"] for t in first.conversation if t["role"] == "stream"] == [1, 5, 5 - 1]
-    assert first.frames == [10, 15, 20, 25, 30, 35, 40, 45, 50, 55]  # from the first text at 1.0 s to 5.8 s, on the last frame
+    assert first.frames == [
+        10,
+        15,
+        20,
+        25,
+        30,
+        35,
+        40,
+        45,
+        50,
+        55,
+    ]  # from the first text at 1.0 s to 5.8 s, on the last frame
     assert second.conversation[-1]["content"] == "A man X waves." and second.frames == [45]
     assert third.frames == [0, 10, 20, 30, 40, 50]
     assert first.source == str(path) and first.video == clips / "a.mp4" and first.meta["annotator"] == "a1"
@@ -102,7 +118,9 @@ def test_splits_and_passes(write, clips, tmp_path):
 
 
 def test_long_videos_are_cut(write, clips):
-    parts = read_narrations(write(_public()), clips, 2, passes=[1], dialogue=Dialogue(max_frames=5, lead_in=True, tail=True))
+    parts = read_narrations(
+        write(_public()), clips, 2, passes=[1], dialogue=Dialogue(max_frames=5, lead_in=True, tail=True)
+    )
     assert [p.uid for p in parts] == ["a/a1#0", "a/a1#1", "a/a1#2", "b/b1#0", "b/b1#1"]
     assert all(len(p.frames) <= 5 for p in parts) and [p.meta["first_frame"] for p in parts[:3]] == [0, 5, 10]
 
@@ -112,11 +130,17 @@ def _narration(value, i=1):
 
 
 FAULTS = {
-    "past the end": (lambda v: _narration(v).update(timestamp_sec=99.5), r"'timestamp_sec' is 99.5 s, past the end .*6.00 s"),
+    "past the end": (
+        lambda v: _narration(v).update(timestamp_sec=99.5),
+        r"'timestamp_sec' is 99.5 s, past the end .*6.00 s",
+    ),
     "negative": (lambda v: _narration(v).update(timestamp_sec=-0.1), "times start at 0"),
     "not a number": (lambda v: _narration(v).update(timestamp_sec=float("nan")), "a time in seconds, got nan"),
     "text as time": (lambda v: _narration(v).update(timestamp_sec="1:30"), "a time in seconds, got '1:30'"),
-    "no time": (lambda v: _narration(v).pop("timestamp_sec"), "missing key 'timestamp_sec'; did you mean 'timestamp_frame'"),
+    "no time": (
+        lambda v: _narration(v).pop("timestamp_sec"),
+        "missing key 'timestamp_sec'; did you mean 'timestamp_frame'",
+    ),
     "no text": (lambda v: _narration(v).pop("narration_text"), "missing key 'narration_text'"),
     "wrong text": (lambda v: _narration(v).update(narration_text=None), "'narration_text' should be str, got None"),
 }
@@ -142,7 +166,11 @@ def test_a_time_up_to_one_model_frame_over_the_end_is_the_last_frame(write, clip
 
 @pytest.mark.parametrize(
     "content, message",
-    [("{", "not valid JSON.*line 1"), ("[]", "expected an object, got list"), ('{"a": {}}', "not an Ego4D narration file")],
+    [
+        ("{", "not valid JSON.*line 1"),
+        ("[]", "expected an object, got list"),
+        ('{"a": {}}', "not an Ego4D narration file"),
+    ],
 )
 def test_files_of_another_shape(write, clips, content, message):
     path = write(content)
@@ -157,5 +185,5 @@ def test_missing_files(write, clips, tmp_path):
     value["c"] = value.pop("a")
     with pytest.raises(VideoError, match=r"c.mp4: no such video \(looked for .mp4, .mkv"):
         read_narrations(write(value), clips, 2)
-    with pytest.raises(DataError, match="every video was skipped; the first fault: .*no such video"):
+    with pytest.raises(DataError, match=r"every video was skipped; the first fault: .*no such video"):
         read_narrations(write(value), tmp_path, 2, on_error="skip")

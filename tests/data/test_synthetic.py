@@ -1,5 +1,6 @@
 """The generated data set: the same on every run, true to its plan, legible, and not to be guessed from the texts."""
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -12,9 +13,9 @@ from vtskip.data.files import read_json
 from vtskip.data.synthetic import TIERS, make
 from vtskip.data.synthetic.encode import content_hash
 from vtskip.data.synthetic.grammar import COLOURS, SHAPES, VERBS, actions
-from vtskip.data.synthetic.tiers import splits_of
 from vtskip.data.synthetic.plan import make_plan
 from vtskip.data.synthetic.render import Renderer
+from vtskip.data.synthetic.tiers import splits_of
 from vtskip.data.video import probe, read_frames
 from vtskip.errors import ConfigError, DataError
 
@@ -49,6 +50,9 @@ def test_an_interrupted_run_goes_on_and_keeps_what_is_there(smoke, tmp_path, mon
     assert _hashes(out) == _hashes(smoke)
     kept = {path for path, time in finished.items() if path.stat().st_mtime_ns == time}
     assert {path.stem for path in kept} == {"smoke-0000", "smoke-0002"}
+    (out / "videos" / "smoke-0005.mp4").unlink()
+    make("smoke", out, progress=False)
+    assert content_hash(out / "videos" / "smoke-0005.mp4") == _hashes(smoke)["smoke-0005"]
     before = (out / "manifest.json").stat().st_mtime_ns
     make("smoke", out, progress=False)
     assert (out / "manifest.json").stat().st_mtime_ns == before
@@ -131,7 +135,7 @@ def test_words_are_near_uniform_and_the_next_is_not_to_be_guessed():
         assert set(counts) == set(words)
         expected = len(every) / len(words)
         assert sum((n - expected) ** 2 / expected for n in counts.values()) < 4 * len(words)
-    pairs = Counter((a.verb, b.verb) for steps in told for a, b in zip(steps, steps[1:]))
+    pairs = Counter((a.verb, b.verb) for steps in told for a, b in itertools.pairwise(steps))
     best = sum(max(pairs[a, b] for b in VERBS) for a in VERBS) / pairs.total()
     assert best < 1 / len(VERBS) + 0.09
 

@@ -24,7 +24,9 @@ def test_repeated_texts_are_skipped_and_the_later_of_one_frame_stays():
     assert text_marks([Narration(*t) for t in texts], total=8, fps=2) == [(2, "C d."), (4, "A b."), (7, "E f.")]
 
 
-@pytest.mark.parametrize("raw, clean", [("#O Man X  waves.", "Man X waves."), ("#unsure", "."), ("#c C #Unsure eats,", "C eats.")])
+@pytest.mark.parametrize(
+    "raw, clean", [("#O Man X  waves.", "Man X waves."), ("#unsure", "."), ("#c C #Unsure eats,", "C eats.")]
+)
 def test_clean_text(raw, clean):
     assert clean_text(raw) == clean
 
@@ -45,7 +47,10 @@ def test_stretches_keep_every_text_and_never_overlap(lead_in, tail, limit):
             assert part.last - part.first + 1 <= (limit or total)
             previous = part.last
         if not limit:
-            assert (parts[0].first, parts[-1].last) == (0 if lead_in else marks[0][0], total - 1 if tail else marks[-1][0])
+            assert (parts[0].first, parts[-1].last) == (
+                0 if lead_in else marks[0][0],
+                total - 1 if tail else marks[-1][0],
+            )
 
 
 def test_a_conversation_shows_one_frame_asks_and_alternates():

@@ -28,7 +28,25 @@ def test_marks_of_the_template_are_single_tokens(tokenizer):
     for mark in ("]\n", ",", "\n", "[", "<v>", "<s>", "</s>"):
         assert len(_ids(tokenizer, mark)) == 1
     text = "<s>\n[<v><v>,<v><v>]\nAssistant: C opens the red cup.</s>\n["
-    parts = ["<s>", "\n", "[", "<v>", "<v>", ",", "<v>", "<v>", "]\n", "Assistant", ":", "C", "opens", "the", "red", "cup", "."]
+    parts = [
+        "<s>",
+        "\n",
+        "[",
+        "<v>",
+        "<v>",
+        ",",
+        "<v>",
+        "<v>",
+        "]\n",
+        "Assistant",
+        ":",
+        "C",
+        "opens",
+        "the",
+        "red",
+        "cup",
+        ".",
+    ]
     assert tokenizer.convert_ids_to_tokens(_ids(tokenizer, text)) == [*parts, "</s>", "\n", "["]
 
 

@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 
+from tests.data.gray import gray_clip
 from vtskip.data.synthetic.encode import write_video
 from vtskip.data.video import VideoInfo, model_frames, probe, read_frames, source_index, stream_frames
 from vtskip.errors import VideoError
@@ -14,15 +15,10 @@ from vtskip.errors import VideoError
 NTSC = Fraction(30000, 1001)
 
 
-def _gray(path, count=60, width=64, height=48, **options):
-    write_video(path, (np.full((height, width, 3), 4 * i, np.uint8) for i in range(count)), **options)
-    return path
-
-
 @pytest.fixture(scope="module")
 def ntsc(tmp_path_factory):
     """29.97 frames per second, three B-frames, frame i has gray value 4 i."""
-    return _gray(tmp_path_factory.mktemp("ntsc") / "v.mp4", fps=NTSC, b_frames=3, gop=12, crf=10)
+    return gray_clip(tmp_path_factory.mktemp("ntsc") / "v.mp4", fps=NTSC, b_frames=3, gop=12, crf=10)
 
 
 def test_probe_tells_the_exact_rate_and_size(ntsc):
@@ -44,7 +40,9 @@ def test_stream_and_random_access_give_equal_pixels(ntsc, smoke, fps, size):
     for path in (ntsc, next((smoke / "videos").glob("*.mp4"))):
         info = probe(path)
         streamed = list(stream_frames(path, fps, size))
-        assert [index for _, index, _ in streamed] == [source_index(info, k, fps) for k in range(model_frames(info, fps))]
+        assert [index for _, index, _ in streamed] == [
+            source_index(info, k, fps) for k in range(model_frames(info, fps))
+        ]
         assert [time for time, _, _ in streamed] == [k / fps for k in range(len(streamed))]
         expected = read_frames(path, [index for _, index, _ in streamed], size)
         assert np.array_equal(np.stack([frame for _, _, frame in streamed]), expected)
@@ -63,17 +61,17 @@ def test_frame_counting_is_exact_over_an_hour(rate, fps):
 
 
 def test_one_frame_and_wide_videos(tmp_path):
-    one = _gray(tmp_path / "one.mp4", count=1)
+    one = gray_clip(tmp_path / "one.mp4", count=1)
     assert [index for _, index, _ in stream_frames(one, 2)] == [0] and len(read_frames(one, [0])) == 1
-    wide = _gray(tmp_path / "wide.mp4", width=320, height=180)
+    wide = gray_clip(tmp_path / "wide.mp4", width=320, height=180)
     assert read_frames(wide, [1, 2], 64).shape == (2, 64, 64, 3)
     assert read_frames(wide, []).shape == (0, 180, 320, 3)
 
 
 def test_a_changed_file_is_probed_again(tmp_path):
-    path = _gray(tmp_path / "v.mp4", count=10)
+    path = gray_clip(tmp_path / "v.mp4", count=10)
     assert probe(path).frames == 10
-    assert probe(_gray(path, count=20)).frames == 20
+    assert probe(gray_clip(path, count=20)).frames == 20
 
 
 def _audio_only(path):
@@ -121,7 +119,9 @@ BROKEN = {
 
 @pytest.mark.parametrize("fault", BROKEN)
 @pytest.mark.parametrize(
-    "read", [probe, lambda p: read_frames(p, [0], 32), lambda p: list(stream_frames(p, 2, 32))], ids=["probe", "read", "stream"]
+    "read",
+    [probe, lambda p: read_frames(p, [0], 32), lambda p: list(stream_frames(p, 2, 32))],
+    ids=["probe", "read", "stream"],
 )
 def test_broken_files_are_named_with_the_reason(tmp_path, fault, read):
     spoil, reason = BROKEN[fault]
