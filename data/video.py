@@ -121,7 +121,7 @@ def read_frames(path: str | Path, indices: Sequence[int], size: int | None = Non
     Returns uint8 RGB ``[N, H, W, 3]``. Raises VideoError for a broken file or an index past the end.
     """
     import torch  # noqa: F401, I001  decord must come after torch, otherwise their libraries clash
-    import decord  # type: ignore
+    import decord
 
     path = Path(path)
     info = probe(path)
