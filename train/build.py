@@ -65,10 +65,9 @@ def new_model(recipe: ModelRecipe, data: DataConfig, samples: list[Sample]) -> t
             stream_loss_weight=recipe.stream_loss_weight,
             pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
             **ids,
-        )
+        ),
+        language_model,
     )
-    if language_model is not None:
-        model.language_model.load_state_dict(language_model.state_dict())
     model.load_vision()
     return model, tokenizer
 

@@ -35,7 +35,7 @@ def run(config: TrainConfig, resume: bool = False, progress: bool = True) -> dic
     Raises VtskipError on bad input; a run that fails before its first checkpoint leaves nothing behind.
     """
     checkpoint = find_start(config, resume)
-    settings = read_deepspeed(config.deepspeed)
+    settings = read_deepspeed(config)
     from vtskip.data import build
     from vtskip.train.build import build_model
     from vtskip.train.setup import make_trainer, training_arguments
@@ -130,8 +130,9 @@ def write_config(config: TrainConfig) -> None:
     write_atomic(path, yaml.safe_dump(as_yaml(config), sort_keys=False).encode())
 
 
-def read_deepspeed(path: Path | None) -> dict[str, Any] | None:
-    """The DeepSpeed settings in a JSON file. Raises ConfigError if it is missing or damaged."""
+def read_deepspeed(config: TrainConfig) -> dict[str, Any] | None:
+    """The DeepSpeed settings in a JSON file. Raises ConfigError if it is missing, damaged or does not go with the method."""
+    path = config.deepspeed
     if path is None:
         return None
     try:
@@ -142,6 +143,11 @@ def read_deepspeed(path: Path | None) -> dict[str, Any] | None:
         raise ConfigError(f"deepspeed {path}: not valid JSON ({e})") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"deepspeed {path}: expected an object, got {type(settings).__name__}")
+    stage = (settings.get("zero_optimization") or {}).get("stage", 0)
+    if stage == 3 and config.method is not None:
+        raise ConfigError(
+            f"deepspeed {path}: stage 3 does not shard routers; accepted with a method: stages 0, 1 and 2"
+        )
     return settings
 
 

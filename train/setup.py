@@ -32,14 +32,14 @@ class Samples(Dataset):
 
 
 def training_arguments(config: TrainConfig, settings: dict[str, Any] | None) -> TrainingArguments:
-    """Our configuration in transformers' words. Nothing is reported to any service."""
+    """Our configuration in transformers' words; opens the process group. Nothing is reported to any service."""
     cpu = not torch.accelerator.is_available()
     if settings is not None:
         prepare_deepspeed(cpu)
     if config.precision == "bf16" and not cpu and not torch.cuda.is_bf16_supported():
         raise ConfigError("precision 'bf16': this accelerator has none; accepted here: fp32")
     optim = config.optim
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(config.out),
         run_name=config.name,
         max_steps=optim.steps or -1,
@@ -59,7 +59,7 @@ def training_arguments(config: TrainConfig, settings: dict[str, Any] | None) -> 
         bf16=config.precision == "bf16",
         deepspeed=settings,
         use_cpu=cpu,
-        ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        ddp_backend="gloo" if cpu and "WORLD_SIZE" in os.environ else None,
         dataloader_num_workers=config.workers,
         dataloader_pin_memory=not cpu,
         remove_unused_columns=False,
@@ -74,6 +74,9 @@ def training_arguments(config: TrainConfig, settings: dict[str, Any] | None) -> 
         disable_tqdm=True,
         report_to="none",
     )
+    if settings is not None:
+        join_processes(cpu)
+    return arguments
 
 
 def prepare_deepspeed(cpu: bool) -> None:
@@ -84,6 +87,16 @@ def prepare_deepspeed(cpu: bool) -> None:
         raise ConfigError("deepspeed: not installed; pip install 'vtskip[deepspeed]'") from None
     if cpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    if "WORLD_SIZE" not in os.environ:
+        os.environ.update(alone)  # without a launcher DeepSpeed would look for MPI
+
+
+def join_processes(cpu: bool) -> None:
+    """ZeRO-3 cuts a model up while it is built, and asks DeepSpeed for the number of processes then."""
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="gloo" if cpu else None)
 
 
 def make_trainer(

@@ -77,6 +77,12 @@ def test_a_damaged_deepspeed_file_is_named(values, tmp_path):
         run(parse(TrainConfig, values, "test"), progress=False)
 
 
+def test_stage_3_with_a_method_is_refused(values):
+    values["deepspeed"] = str(CONFIGS / "deepspeed" / "zero3.json")
+    with pytest.raises(VtskipError, match="stages 0, 1 and 2"):
+        run(parse(TrainConfig, values, "test"), progress=False)
+
+
 def test_a_folder_that_holds_something_is_not_written_to(values):
     out = Path(values["out"])
     out.mkdir()

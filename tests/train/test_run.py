@@ -171,6 +171,27 @@ def test_training_goes_on_from_a_checkpoint_with_its_routers(values, tmp_path):
     assert load(tmp_path / "third")[1].method.keep == 0.8
 
 
+@pytest.mark.parametrize("tie", [False, True])
+def test_a_language_model_from_a_folder_keeps_its_weights(values, tmp_path, tie):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from vtskip.data.tokenizer import build_word_tokenizer
+
+    tokenizer = build_word_tokenizer(["C cuts the red cup"])
+    tokenizer.add_special_tokens({"eos_token": "</s>"})
+    sizes = {k: v for k, v in values["model"]["lm"].items() if k != "model_type"}
+    torch.manual_seed(1)
+    lm = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=tie, **sizes))
+    lm.save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    values["model"] |= {"lm": str(tmp_path / "lm"), "tokenizer": None}
+    values["trains"] = {"lm": False}
+    train(values)
+    model, _ = load(values["out"])
+    for name, weight in lm.state_dict().items():
+        torch.testing.assert_close(model.language_model.get_parameter(name), weight, atol=0, rtol=0)
+
+
 def test_validation_is_logged(values):
     values["validation"], values["eval_every"] = values["data"] | {"split": "val"}, 2
     summary = train(values)

@@ -48,6 +48,10 @@ def logged(folder, key):
 @pytest.mark.parametrize("stage", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_two_processes_equal_one(values, tmp_path, stage):
     pytest.importorskip("deepspeed")
+    if stage == 3:  # partitioned from the start, so both go on from one set of weights
+        values["method"] = None
+        start(values, tmp_path / "zero", 1)
+        values["model"] = {"checkpoint": str(tmp_path / "zero" / "run")}
     values["optim"] = {"steps": 4, "batch_size": 2, "lr": 1e-3, "weight_decay": 0.1}
     (alone,) = start(values, tmp_path / "one", 1)
     values["optim"]["batch_size"] = 1
@@ -61,7 +65,7 @@ def test_two_processes_equal_one(values, tmp_path, stage):
     # The gradient norm shows what the loss hides: gradients added up over ranks in another order of parameters.
     for key in ("loss", "grad_norm"):
         assert logged(tmp_path / "two", key) == pytest.approx(logged(tmp_path / "one", key), rel=1e-4)
-    for name in ("model.safetensors", "vtskip_model.safetensors"):
+    for name in ("model.safetensors", "vtskip_model.safetensors")[: 1 if stage == 3 else 2]:
         one, two = (load_file(tmp_path / n / "run" / name) for n in ("one", "two"))
         assert one.keys() == two.keys()
         for key in one:

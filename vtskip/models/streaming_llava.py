@@ -1,6 +1,7 @@
 """A streaming video model: an open_clip tower, a two-layer connector and any Hugging Face causal language model."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, cast
 
 import torch
@@ -75,6 +76,7 @@ class StreamingLlavaConfig(PreTrainedConfig):
         self.stream_loss_weight = stream_loss_weight
         if isinstance(text_config, Mapping):
             text_config = AutoConfig.for_model(**text_config)
+        text_config = deepcopy(text_config)  # transformers sets attention options on the parts of a configuration
         self.text_config = text_config if text_config is not None else AutoConfig.for_model("llama")
         kwargs["tie_word_embeddings"] = getattr(self.text_config, "tie_word_embeddings", False)
         kwargs |= {"eos_token_id": eos_id, "bos_token_id": bos_id, "pad_token_id": kwargs.get("pad_token_id", eos_id)}
@@ -109,12 +111,16 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
     _keys_to_ignore_on_load_missing = [r"\.vtskip\."]
     _skip_keys_device_placement = ["past_key_values"]
 
-    def __init__(self, config: StreamingLlavaConfig):
+    def __init__(self, config: StreamingLlavaConfig, language_model: PreTrainedModel | None = None):
+        """language_model: taken as it is, with its weights; by default one of ``config.text_config`` with random weights."""
         super().__init__(config)
         self.vision_tower = VisionTower(config.vision, config.image_size, config.cls_token, config.vision_pretrained)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.connector = Connector(self.vision_tower.width, config.text_config.get_text_config().hidden_size)
         self._no_split_modules = self.language_model._no_split_modules
+        if not next(self.language_model.parameters()).is_meta:  # it has its weights: ours to initialise is the rest
+            for module in self.language_model.modules():
+                module._is_hf_initialized = True
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -85,7 +85,7 @@ class VisionTower(nn.Module):
             visual.proj = (
                 None  # maps the pooled vector to the space of the text tower: not a feature of the image alone
             )
-            self.width = visual.positional_embedding.shape[1]
+            self.width = cfg.get("width", CLIPVisionCfg.width)
             self.read = "prefix" if visual.pool_type != "avg" else "mean"
             self.norm = visual.attn_pool is None  # with attentional pooling ln_post belongs behind the pool
         elif hasattr(visual, "trunk"):
