@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vtskip.kernels.rows import gather_rows
 from vtskip.plan import RowSet
@@ -116,6 +115,8 @@ def query_attention(
     impl = backend(attn)
     if "flash" in impl:  # rows picked out of a sequence have no causal form there
         impl = "sdpa"
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # loaded with the model; slow to import without one
+
     eager = sys.modules[type(attn).__module__].eager_attention_forward
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(impl, eager)
     out, _ = attend(
