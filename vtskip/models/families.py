@@ -66,7 +66,7 @@ def _equal_parts(rows: int, parts: int) -> list[int]:
 
 def _llava_groups(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
     pixels = inputs.get("pixel_values")
-    if torch.is_tensor(pixels) and inputs.get("image_sizes") is None:
+    if isinstance(pixels, torch.Tensor) and inputs.get("image_sizes") is None:
         return _equal_parts(int(here.sum()), pixels.shape[0])
     return _encoded_sizes(modality, inputs)
 
@@ -76,7 +76,7 @@ def _onevision_groups(modality: str, here: np.ndarray, inputs: dict[str, Any], c
     if modality == "image":
         return _encoded_sizes(modality, inputs)
     pixels, encoded = inputs.get("pixel_values_videos"), _encoded(modality, inputs)
-    if torch.is_tensor(pixels):
+    if isinstance(pixels, torch.Tensor):
         videos, frames = pixels.shape[:2]
     elif encoded is not None:
         videos = len(encoded.pooler_output)

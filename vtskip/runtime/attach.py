@@ -25,7 +25,8 @@ from vtskip.runtime.stats import StepState, count_logit_rows
 class MethodLike(Protocol):
     """What attaching asks of a method (see ``vtskip.methods``)."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def planner(self, layer: int, shape: DecoderShape) -> Planner | None: ...
 
@@ -61,14 +62,14 @@ class Handle:
 
     def __init__(self, model: nn.Module, method: MethodLike):
         self.model = model = unwrap(model)
-        if attached(model) is not None:
-            raise ModelError(
-                f"{type(model).__name__} already has method {attached(model).method.name!r}; detach it first"
-            )
+        before = attached(model)
+        if before is not None:
+            raise ModelError(f"{type(model).__name__} already has method {before.method.name!r}; detach it first")
         family = family_of(model)
         decoder, base = decoder_of(model)
         check_layers(decoder.layers)
-        self.method, self.shape = method, shape_of(decoder)
+        self.method: MethodLike = method
+        self.shape = shape_of(decoder)
         planners = [method.planner(i, self.shape) for i in range(self.shape.layers)]
         self.state = StepState()
         self.state.reset(self.shape.layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class SkipCacheLayer(DynamicLayer):
         super().__init__()
         self.window, self.is_sliding = window, window is not None
         self.seen, self.ragged = 0, False
+        self.keys: Any
+        self.values: Any
         self.pos: Tensor | None = None
         self.ok: Tensor | None = None
 
@@ -59,7 +62,7 @@ class SkipCacheLayer(DynamicLayer):
 
     def visible(self, pos: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Positions and validity of all keys that the next ``append`` of rows ``pos``, ``ok`` will return."""
-        if not self.slots:
+        if self.pos is None or not self.slots:
             return pos, ok
         both = None
         if self.ok is not None or ok is not None:
@@ -191,7 +194,7 @@ def skip_layer(cache: Cache, index: int) -> SkipCacheLayer:
 def stored_slots(layer: CacheLayerMixin | None) -> int:
     """Rows a layer holds per sample, fillers included."""
     keys = getattr(layer, "keys", None)
-    return keys.shape[2] if torch.is_tensor(keys) and keys.dim() == 4 else 0
+    return keys.shape[2] if isinstance(keys, Tensor) and keys.dim() == 4 else 0
 
 
 def kv_bytes(cache: Cache) -> int:
@@ -200,5 +203,5 @@ def kv_bytes(cache: Cache) -> int:
         t.numel() * t.element_size()
         for layer in cache.layers
         for t in (getattr(layer, "keys", None), getattr(layer, "values", None))
-        if torch.is_tensor(t)
+        if isinstance(t, Tensor)
     )

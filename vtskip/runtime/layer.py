@@ -113,7 +113,7 @@ class Execution:
 
     def block(self, x: Tensor) -> Tensor:
         plan, rows = self.plan, self.plan.attend
-        base = x if not plan.gain_skipped else x * plan.gain_row[..., None].to(x.dtype)
+        base = scaled(x, plan.gain_row) if plan.gain_skipped else x
         if rows.width == 0:
             self.write_nothing(x)
             return base
