@@ -13,14 +13,10 @@ from vtskip.data.video import read_frames
 IGNORE = -100
 
 
-class _Encoded(Protocol):
-    input_ids: list[int]
-    labels: list[int]
-    num_frames: int
-
-
 class _Template(Protocol):
-    def encode(self, conversation: list[dict[str, Any]], generation_prompt: bool = False) -> _Encoded: ...
+    """``vtskip.template.StreamTemplate``: gives ``input_ids``, ``labels`` and ``num_frames`` of a conversation."""
+
+    def encode(self, conversation: Any, generation_prompt: bool = False) -> Any: ...
 
 
 class FrameCache:
