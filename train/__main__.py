@@ -4,6 +4,5 @@ import sys
 from importlib import import_module
 
 if __name__ == "__main__":
-    # By name: the command line stands above training and must not be imported by it.
-    sys.argv = ["vtskip", "train", *sys.argv[1:]]
-    sys.exit(import_module("vtskip.cli.main").main())
+    # By name: the command line stands above training, which must not import it.
+    sys.exit(import_module("vtskip.cli.main").main(["train", *sys.argv[1:]]))

@@ -1,11 +1,14 @@
 """One training run, from a configuration to a folder with the trained model."""
 
 import json
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from vtskip.config import read_yaml
@@ -36,41 +39,43 @@ def run(config: TrainConfig, resume: bool = False, progress: bool = True) -> dic
     """
     checkpoint = find_start(config, resume)
     settings = read_deepspeed(config)
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns whenever transformers looks for it
     from vtskip.data import build
     from vtskip.train.build import build_model
-    from vtskip.train.setup import make_trainer, training_arguments
+    from vtskip.train.setup import make_trainer, quiet, training_arguments
 
-    arguments = training_arguments(config, settings)
-    with arguments.main_process_first(local=False):  # one process makes a missing synthetic set
-        samples = build(config.data, progress=progress)
-        held_out = build(config.validation, progress=progress) if config.validation else None
-    if not samples:
-        raise DataError(f"no conversations to train on in {config.data}")
-    model, tokenizer, template = build_model(config, samples)
-    existed = config.out.exists()
-    before = set(config.out.iterdir()) if existed else set()
-    trainer, bar = make_trainer(config, model, tokenizer, template, arguments, samples, held_out, progress)
-    try:
-        if arguments.should_save:
-            write_config(config)
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trainer.save_model()
-    except BaseException:
-        if arguments.should_save and checkpoint is None and not checkpoints(config.out):
-            forget(config.out, before, existed)
-        raise
-    finally:
-        bar.stop()
-    summary = {
-        "out": str(config.out),
-        "main_process": arguments.should_save,
-        "steps": trainer.state.global_step,
-        "loss": result.training_loss,
-        "seconds": round(result.metrics["train_runtime"], 2),
-        "samples": len(samples),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-    }
-    return summary | (final_evaluation(trainer) if held_out else {})
+    with quiet():
+        arguments = training_arguments(config, settings)
+        with arguments.main_process_first(local=False):  # one process makes a missing synthetic set
+            samples = build(config.data, progress=progress)
+            held_out = build(config.validation, progress=progress) if config.validation else None
+        if not samples:
+            raise DataError(f"no conversations to train on in {config.data}")
+        model, tokenizer, template = build_model(config, samples)
+        existed = config.out.exists()
+        before = set(config.out.iterdir()) if existed else set()
+        trainer, bar = make_trainer(config, model, tokenizer, template, arguments, samples, held_out, progress)
+        start = time.monotonic()
+        try:
+            if arguments.should_save:
+                write_config(config)
+            trainer.fit(checkpoint)
+        except BaseException:
+            if arguments.should_save and checkpoint is None and not checkpoints(config.out):
+                forget(config.out, before, existed)
+            raise
+        finally:
+            bar.stop()
+        return {
+            "out": str(config.out),
+            "main_process": arguments.should_save,
+            "steps": trainer.state.global_step,
+            "loss": next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), None),
+            "seconds": round(time.monotonic() - start, 2),
+            "samples": len(samples),
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        } | (final_evaluation(trainer) if held_out else {})
 
 
 def final_evaluation(trainer: Any) -> dict[str, float]:

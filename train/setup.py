@@ -1,12 +1,15 @@
 """Model, arguments and Trainer of a run: everything that needs transformers, behind the checks that do not."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging
 
 from vtskip.data.collate import StreamCollator
 from vtskip.data.types import Sample
@@ -16,6 +19,20 @@ from vtskip.template import StreamTemplate
 from vtskip.train.callbacks import LOG_NAME, Bar, JsonLog
 from vtskip.train.config import TrainConfig
 from vtskip.train.trainer import StreamTrainer
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Only errors from transformers, and none of its progress bars: the run has its own."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 class Samples(Dataset):

@@ -1,12 +1,13 @@
 """The Hugging Face Trainer with learning rates per part, and checkpoints that hold the method beside the model."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from vtskip.runtime.attach import attached
 from vtskip.saving import WEIGHTS_NAME, load_state, save_method
@@ -23,6 +24,16 @@ class StreamTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.optim = optim
         self._loss_shifts_labels = False  # the template shifts them
+
+    def fit(self, checkpoint: Path | None = None) -> None:
+        """Train from the start or from ``checkpoint``, and write the model to the run's folder."""
+        done = json.loads((checkpoint / "trainer_state.json").read_text()) if checkpoint else {"global_step": 0}
+        if checkpoint and done["global_step"] >= done["max_steps"]:  # transformers would take one step too many
+            self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            self._load_from_checkpoint(str(checkpoint))
+        else:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.save_model()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

@@ -16,6 +16,8 @@ def command(
 ) -> None:
     """Train a model, with a method's routers if the configuration names one; write it to the configuration's folder."""
     import json
+    import sys
+    from contextlib import redirect_stdout
 
     from rich.console import Console
 
@@ -23,14 +25,16 @@ def command(
     from vtskip.train import TrainConfig, run
 
     settings = load_config(TrainConfig, config, overrides)
-    summary = run(settings, resume=resume)
+    with redirect_stdout(sys.stderr):  # libraries print to stdout, which is for the result alone
+        summary = run(settings, resume=resume)
     if not summary["main_process"]:
         return
     if as_json:
         print(json.dumps(summary))
         return
     console = Console(highlight=False)
+    loss = "" if summary["loss"] is None else f", loss {summary['loss']:.3f}"
     console.print(
-        f"{summary['out']}: {summary['steps']} steps in {summary['seconds']:.0f} s, loss {summary['loss']:.3f}, "
+        f"{summary['out']}: {summary['steps']} steps in {summary['seconds']:.0f} s{loss}\n"
         f"{summary['trained_parameters'] / 1e6:.2f} M parameters trained on {summary['samples']} conversations"
     )
