@@ -1,0 +1,75 @@
+"""The README's Python runs as printed, on a tiny model and a real clip, and its promises about itself hold."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from tests.fixtures_stream import checkpoint, clips
+from tests.tiny import FAMILIES as TINY
+from vtskip.cli.main import COMMANDS
+from vtskip.methods import METHODS
+from vtskip.models.families import FAMILIES
+
+__all__ = ["checkpoint", "clips"]
+
+TEXT = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+ON_A_MODEL, STREAMING, A_METHOD = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_a_few_lines_attach_a_method_to_a_stock_model(monkeypatch):
+    import transformers
+
+    tiny = TINY["llava-llama"]
+    batch = tiny.batch(["long"], dtype=torch.float32)
+
+    class Processor:
+        @classmethod
+        def from_pretrained(cls, name):
+            return lambda images, text, return_tensors: batch
+
+    monkeypatch.setattr(
+        transformers.LlavaForConditionalGeneration, "from_pretrained", lambda name: tiny.model(torch.float32)
+    )
+    monkeypatch.setattr(transformers, "AutoProcessor", Processor)
+    names = {"image": None}
+    exec(ON_A_MODEL, names)
+    assert names["output"].shape[1] > batch["input_ids"].shape[1]
+    assert names["report"].kept_vision == [1.0, 0.5, 1.0, 0.5]
+    assert names["report"].flops_ratio < 1
+    assert names["report"].kv_ratio < 1
+
+
+def test_streaming_in_python(checkpoint, clips, capsys):
+    exec(STREAMING.replace("runs/demo", str(checkpoint)).replace("clip.mp4", str(clips / "videos/a.mp4")), {})
+    own, dense = map(int, capsys.readouterr().out.splitlines()[-1].split())
+    assert 0 < own < dense
+
+
+def test_the_method_of_the_example_runs():
+    import vtskip
+
+    names: dict = {}
+    exec(A_METHOD, names)
+    tiny = TINY["llava-llama"]
+    model, batch = tiny.model(), tiny.batch(["long", "short", "text"])
+    with torch.no_grad(), vtskip.attach(model, names["Halve"](keep=0.25)) as handle:
+        model(**batch)
+        layers = handle.report().layers
+    assert [layer.kept_ffn for layer in layers] == [1.0, 0.25, 0.25, 0.25]
+    assert [layer.kept for layer in layers] == [1.0] * 4
+
+
+def test_tables_name_methods_and_models_that_exist():
+    methods = re.findall(r"^\| `([a-z_]+)` \|", TEXT, re.MULTILINE)
+    classes = re.findall(r"^\| `([A-Z]\w+)`(?: \(here\))? \|", TEXT, re.MULTILINE)
+    assert {"dense", "mod", "shortv", "skip_ffn", "random", "uniform"} <= set(methods) <= set(METHODS)
+    assert {"LlavaForConditionalGeneration", "StreamingLlava"} <= set(classes) <= set(FAMILIES)
+
+
+def test_commands_exist_and_the_text_is_short():
+    assert set(re.findall(r"(?:^|`)vtskip ([a-z]+)", TEXT, re.MULTILINE)) <= set(COMMANDS)
+    makefile = (Path(__file__).resolve().parent.parent / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", TEXT, re.MULTILINE)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    assert len(TEXT.splitlines()) < 300
