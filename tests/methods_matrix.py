@@ -12,6 +12,7 @@ class MethodRow:
         nothing: the same method with an empty list of layers.
         all_rows: the same method with every row kept and unit gain; None where the method has no such setting.
         causal_cache: cached decoding equals recomputation (False where later rows see less by design).
+        chunked: feeding image by image equals one shot (False where all images of a sample compete).
     """
 
     name: str
@@ -19,6 +20,7 @@ class MethodRow:
     nothing: dict[str, Any]
     all_rows: dict[str, Any] | None = None
     causal_cache: bool = True
+    chunked: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -39,6 +41,13 @@ MATRIX = [
         "mod-all-delta",
         {"name": "mod", "keep": 0.4, "combine": "delta", "always_keep": "last", "schedule": {"kind": "constant"}},
         {"name": "mod", "combine": "delta", "schedule": listed()},
+    ),
+    MethodRow(
+        "pmod",
+        {"name": "pmod", "schedule": {"kind": "shifted_cosine", "max_keep": 0.95}},
+        {"name": "pmod", "schedule": listed()},
+        {"name": "pmod", "schedule": {"kind": "constant"}},
+        chunked=False,
     ),
     MethodRow("shortv", {"name": "shortv", "layers": [0, 1, 3]}, {"name": "shortv", "layers": []}),
     MethodRow(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -17,9 +17,16 @@ from torch import Tensor
 
 from vtskip.errors import ModelError
 
+Rounding = Literal["ceil", "trunc"]
 
-def rows_to_keep(keep: float, size: int) -> int:
-    """``ceil(keep * size)``, at least one row; guarded against ``ceil(0.14 * 50) == 8``."""
+
+def rows_to_keep(keep: float, size: int, rounding: Rounding = "ceil") -> int:
+    """How many of ``size`` rows are kept.
+
+    ``ceil``: at least one row, guarded against ``ceil(0.14 * 50) == 8``. ``trunc``: the float32 product cut toward zero.
+    """
+    if rounding == "trunc":
+        return int(np.float32(keep) * np.float32(size))
     return max(1, math.ceil(keep * size - 1e-9)) if size else 0
 
 
@@ -143,9 +150,16 @@ class RowMap:
         """Text rows together with the vision rows of ``kept`` ``[B, S]`` (``counts`` of them per sample)."""
         return RowSet(self.text.mask | kept, [t + c for t, c in zip(self.text_counts, counts)])
 
-    def kept_counts(self, keep: float) -> list[int]:
+    def kept_counts(self, keep: float, rounding: Rounding = "ceil") -> list[int]:
         """Vision rows per sample when each group keeps ``rows_to_keep(keep, size)``."""
-        return [sum(rows_to_keep(keep, s) for s in row) for row in self.sizes]
+        return [sum(rows_to_keep(keep, s, rounding) for s in row) for row in self.sizes]
+
+    @cached_property
+    def by_sample(self) -> RowMap:
+        """The same rows with all vision rows of a sample in one group. Not causal: late frames compete with early ones."""
+        rank = (self.vision.long().cumsum(1) - 1).clamp(min=0).masked_fill(~self.vision, 0)
+        sizes = tuple((sum(row),) if row else () for row in self.sizes)
+        return replace(self, group=self.vision.long() - 1, offset=rank, sizes=sizes, memo={})
 
     def per_group(self, values: Sequence[Sequence[int]]) -> Tensor:
         """Spread one host number per group over its rows: ``[B, S]`` long, 0 on rows outside any group."""
@@ -158,11 +172,11 @@ class RowMap:
         """``[B, S]`` long: how many rows the group of this row has."""
         return self.per_group(self.sizes)
 
-    def group_keep(self, keep: float) -> Tensor:
+    def group_keep(self, keep: float, rounding: Rounding = "ceil") -> Tensor:
         """``[B, S]`` long: how many rows the group of this row keeps."""
-        key = ("group_keep", keep)
+        key = ("group_keep", keep, rounding)
         if key not in self.memo:
-            self.memo[key] = self.per_group([[rows_to_keep(keep, s) for s in row] for row in self.sizes])
+            self.memo[key] = self.per_group([[rows_to_keep(keep, s, rounding) for s in row] for row in self.sizes])
         return self.memo[key]
 
 

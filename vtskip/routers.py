@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vtskip.plan import RowMap
+from vtskip.plan import Rounding, RowMap
 
 _MASK63 = (1 << 63) - 1
 
@@ -18,7 +18,7 @@ class Router(nn.Module):
     def __init__(self, hidden: int, std: float = 0.02, seed: int = 0):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.weight = nn.Parameter(torch.randn(1, hidden, generator=generator) * std)
+        self.weight = nn.Parameter(torch.randn(1, hidden, generator=generator) * std if std else torch.zeros(1, hidden))
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -26,15 +26,15 @@ class Router(nn.Module):
         return nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).squeeze(-1)
 
 
-def topk_per_group(score: Tensor, rows: RowMap, keep: float) -> Tensor:
-    """``[B, S]`` bool: the ``ceil(keep * n)`` best-scored rows of every group of n rows; ties go to the earlier row."""
+def topk_per_group(score: Tensor, rows: RowMap, keep: float, rounding: Rounding = "ceil") -> Tensor:
+    """``[B, S]`` bool: the ``rows_to_keep(keep, n)`` best-scored rows of every group of n; ties go to the earlier row."""
     order = score.detach().argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, rows.group.gather(1, order).argsort(dim=1, stable=True))  # by group, best first
     group = rows.group.gather(1, order)
     start = (group[:, 1:] != group[:, :-1]).long()
     first = torch.nn.functional.pad(start, (1, 0)) * torch.arange(score.shape[1], device=score.device)
     rank = torch.arange(score.shape[1], device=score.device) - first.cummax(dim=1).values
-    selected = (rank < rows.group_keep(keep).gather(1, order)) & (group >= 0)
+    selected = (rank < rows.group_keep(keep, rounding).gather(1, order)) & (group >= 0)
     return torch.zeros_like(selected).scatter(1, order, selected)
 
 

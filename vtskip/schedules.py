@@ -1,5 +1,6 @@
 """Which layers skip, and what fraction of the vision rows each of them keeps."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -61,6 +62,32 @@ class Listed(StrictModel):
         return [table.get(i) for i in range(layers)]
 
 
+class ShiftedCosine(StrictModel):
+    """p-MoD's progressive ratio decay: ``R = 0.5 cos(pi l / last) + shift`` (or ``0.5 - l / last + shift``).
+
+    Layers with ``R`` above ``max_keep`` are dense; the others keep ``max(R, min_keep)``.
+
+    Attributes:
+        last: the layer at which the decay ends; None is the last layer, L - 1. The released code has 31 for every depth,
+            which lets the cosine rise again in deeper models.
+    """
+
+    kind: Literal["shifted_cosine"] = "shifted_cosine"
+    decay: Literal["cosine", "linear"] = "cosine"
+    shift: float = 0.5
+    max_keep: Keep = 0.85
+    min_keep: Keep = 0.15
+    last: int | None = Field(None, ge=1)
+
+    def raw(self, layer: int, layers: int) -> float:
+        part = layer / (self.last or max(layers - 1, 1))
+        return (0.5 * math.cos(math.pi * part) if self.decay == "cosine" else 0.5 - part) + self.shift
+
+    def resolve(self, layers: int, keep: float) -> list[float | None]:
+        ratios = [self.raw(i, layers) for i in range(layers)]
+        return [max(r, self.min_keep) if r <= self.max_keep else None for r in ratios]
+
+
 def check_layers(listed: list[int], layers: int) -> None:
     """Raises ConfigError for a layer number the model does not have."""
     outside = [i for i in listed if not 0 <= i < layers]
@@ -68,4 +95,4 @@ def check_layers(listed: list[int], layers: int) -> None:
         raise ConfigError(f"layers {outside} do not exist: the model has layers 0 to {layers - 1}")
 
 
-Schedule = Annotated[Constant | Interleaved | Listed, Field(discriminator="kind")]
+Schedule = Annotated[Constant | Interleaved | Listed | ShiftedCosine, Field(discriminator="kind")]

@@ -2,62 +2,11 @@
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaModel
+from transformers import DynamicCache
 
 import vtskip
+from tests.golden.stacks import close, decode, layer_outputs, load_routers, stock_model
 from vtskip.runtime.cache import stored_slots
-
-TOLERANCE = 5e-5
-
-
-def stock_model(item, layers: int) -> LlamaModel:
-    """A LlamaModel with the item's sizes and weights; router weights are left for after attach."""
-    c = item.json["config"]
-    config = LlamaConfig(
-        hidden_size=c["hidden_size"],
-        intermediate_size=c["intermediate_size"],
-        num_hidden_layers=layers,
-        num_attention_heads=c["heads"],
-        num_key_value_heads=c.get("kv_heads", c["heads"]),
-        rms_norm_eps=c["rms_norm_eps"],
-        rope_parameters={"rope_type": "default", "rope_theta": c["rope_theta"]},
-        max_position_embeddings=4096,
-        vocab_size=c.get("vocab", 8),
-        attn_implementation="sdpa",
-    )
-    model = LlamaModel(config).eval()
-    weights = {k.removeprefix("weights."): v for k, v in item.tensors.items() if k.startswith("weights.")}
-    known = model.state_dict().keys()
-    missing = known - weights.keys() - {"embed_tokens.weight"}
-    assert not missing, f"{item.name} lacks {sorted(missing)}"
-    model.load_state_dict({k: v for k, v in weights.items() if k in known}, strict=False)
-    return model
-
-
-def load_routers(model: LlamaModel, item) -> None:
-    routers = {
-        k.removeprefix("weights.").replace(".router.", ".vtskip.router."): v
-        for k, v in item.tensors.items()
-        if ".router." in k and k.startswith("weights.")
-    }
-    assert not model.load_state_dict(routers, strict=False).unexpected_keys
-
-
-def layer_outputs(model: LlamaModel) -> list[torch.Tensor]:
-    outputs: list[torch.Tensor] = []
-    for layer in model.layers:
-        layer.register_forward_hook(lambda module, args, output: outputs.append(output))
-    return outputs
-
-
-def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = TOLERANCE) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= tolerance
-
-
-def decode(model: LlamaModel, item, cache: DynamicCache) -> torch.Tensor:
-    rows = item.tensors["decode_in"].split(1, dim=1)
-    return torch.cat([model(inputs_embeds=row, past_key_values=cache).last_hidden_state for row in rows], 1)
 
 
 def attach_mod(item):
@@ -88,7 +37,7 @@ def test_videollm_mod(golden):
             close(scores[i][vision].view(t[f"vision_scores.{i}"].shape), t[f"vision_scores.{i}"], 1e-5)
         close(out, t["hidden_out"])
         assert [stored_slots(layer) for layer in cache.layers] == t["kv_lengths"].tolist()
-        close(decode(model, item, cache), t["decode_out"])
+        close(decode(model, t["decode_in"], cache), t["decode_out"])
 
 
 def frame_ids(item) -> torch.Tensor:
@@ -150,7 +99,7 @@ def test_shortv(golden):
                 close(outputs[i], t[f"hidden_after.{i}"])
         close(out, t["hidden_out"])
         assert [stored_slots(layer) for layer in cache.layers] == item.json["cache_rows_per_layer_after_prefill"]
-        close(decode(model, item, cache), t["decode_out"])
+        close(decode(model, t["decode_in"], cache), t["decode_out"])
 
 
 @pytest.mark.parametrize("rule", ["retained", "text"])
@@ -175,4 +124,4 @@ def test_skip_ffn(golden, rule):
         close(outputs[c["num_layers"] - 1][kind == 3][None], t["skipped_out"])
         kept = kind.numel() - int((kind == 3).sum())
         assert [stored_slots(layer) for layer in cache.layers] == [kept] * c["num_layers"]
-        close(decode(model, item, cache), t["decode_out"])
+        close(decode(model, t["decode_in"], cache), t["decode_out"])

@@ -129,8 +129,8 @@ def test_cached_steps_equal_recomputation(model, family, row, side):
 @METHODS
 def test_image_by_image_equals_one_shot(model, family, row):
     """The same sample, one image or video at a time with a cache, then crop by logical position and go on."""
-    if not row.causal_cache:
-        pytest.skip("later rows see less than the prompt did, by design")
+    if not (row.causal_cache and row.chunked):
+        pytest.skip("later rows see less, or all images compete, by design")
     batch = family.batch(["long"])
     ids, (tokens, parts, _) = positions(model, family, batch), family.sample("long")
     second = next(i for i in range(len(tokens) - 1, 0, -1) if tokens[i] >= 100 and tokens[i - 1] < 100)

@@ -9,12 +9,14 @@ from vtskip.methods.base import LayerPlanner, Method
 from vtskip.methods.baselines import Random, Uniform
 from vtskip.methods.dense import Dense
 from vtskip.methods.mod import Mod
+from vtskip.methods.pmod import PMod
 from vtskip.methods.shortv import ShortV
 from vtskip.methods.skip_ffn import SkipFFN
 
 METHODS: dict[str, type[Method]] = {
     "dense": Dense,
     "mod": Mod,
+    "pmod": PMod,
     "shortv": ShortV,
     "skip_ffn": SkipFFN,
     "random": Random,

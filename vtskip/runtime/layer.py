@@ -134,8 +134,7 @@ class Execution:
             return self.ffn(x + scaled(delta, gain_attn), gain_ffn)
         xs = self.take(x, rows)
         delta, _ = layer.self_attn(hidden_states=layer.input_layernorm(xs), **self.gathered_kwargs(rows))
-        ys = xs + scaled(delta, None if gain_attn is None else self.take(gain_attn, rows))
-        return self.ffn(scatter_rows(x, rows.flat_index, keep_fillers(rows, ys, xs)), gain_ffn)
+        return self.finish(x, xs, delta, rows, gain_attn, gain_ffn)
 
     def query(self, x: Tensor, gain_attn: Tensor | None, gain_ffn: Tensor | None) -> Tensor:
         layer, queries, embeddings = self.layer, self.plan.attend, self.kwargs["position_embeddings"]
@@ -153,14 +152,19 @@ class Execution:
         )
         if queries.width == 0:
             return x if self.plan.ffn.width == 0 else self.ffn(x, gain_ffn)
-        xs = self.take(x, queries)
-        ys = xs + scaled(delta, None if gain_attn is None else self.take(gain_attn, queries))
-        if self.plan.ffn is queries:
-            ys = ys + self.ffn_delta(ys, None if gain_ffn is None else self.take(gain_ffn, queries))
-            return scatter_rows(x, queries.flat_index, keep_fillers(queries, ys, xs))
-        return self.ffn(scatter_rows(x, queries.flat_index, keep_fillers(queries, ys, xs)), gain_ffn)
+        return self.finish(x, self.take(x, queries), delta, queries, gain_attn, gain_ffn)
 
     # ---------------------------------------------------------------- parts
+
+    def finish(
+        self, x: Tensor, xs: Tensor, delta: Tensor, rows: RowSet, gain_attn: Tensor | None, gain_ffn: Tensor | None
+    ) -> Tensor:
+        """Add the attention update of the gathered ``rows``, then the FFN: on the same rows without scattering between."""
+        ys = xs + scaled(delta, None if gain_attn is None else self.take(gain_attn, rows))
+        if self.plan.ffn is rows:
+            ys = ys + self.ffn_delta(ys, None if gain_ffn is None else self.take(gain_ffn, rows))
+            return scatter_rows(x, rows.flat_index, keep_fillers(rows, ys, xs))
+        return self.ffn(scatter_rows(x, rows.flat_index, keep_fillers(rows, ys, xs)), gain_ffn)
 
     def ffn_delta(self, x: Tensor, gain: Tensor | None) -> Tensor:
         return scaled(self.layer.mlp(self.layer.post_attention_layernorm(x)), gain)
