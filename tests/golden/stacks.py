@@ -1,15 +1,14 @@
 """Stock models with the weights of a golden item, shared by the tests of whole stacks."""
 
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaModel
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 TOLERANCE = 5e-5
 
 
-def stock_model(item, layers: int) -> LlamaModel:
-    """A LlamaModel with the item's sizes and weights; router weights are left for after attach."""
+def configuration(item, layers: int) -> LlamaConfig:
     c = item.json["config"]
-    config = LlamaConfig(
+    return LlamaConfig(
         hidden_size=c["hidden_size"],
         intermediate_size=c["intermediate_size"],
         num_hidden_layers=layers,
@@ -21,12 +20,29 @@ def stock_model(item, layers: int) -> LlamaModel:
         vocab_size=c.get("vocab", 8),
         attn_implementation="sdpa",
     )
-    model = LlamaModel(config).eval()
+
+
+def load_weights(model, item, absent: set[str]) -> None:
+    """Every weight of ``model`` but those ``absent`` from the item; router weights are left for after attach."""
     weights = {k.removeprefix("weights."): v for k, v in item.tensors.items() if k.startswith("weights.")}
     known = model.state_dict().keys()
-    missing = known - weights.keys() - {"embed_tokens.weight", *(() if layers > 1 else ("norm.weight",))}
+    missing = known - weights.keys() - absent
     assert not missing, f"{item.name} lacks {sorted(missing)}"
     model.load_state_dict({k: v for k, v in weights.items() if k in known}, strict=False)
+
+
+def stock_model(item, layers: int) -> LlamaModel:
+    """A LlamaModel with the item's sizes and weights."""
+    model = LlamaModel(configuration(item, layers)).eval()
+    load_weights(model, item, {"embed_tokens.weight", *(() if layers > 1 else ("norm.weight",))})
+    return model
+
+
+def stock_causal_lm(item, layers: int) -> LlamaForCausalLM:
+    """The same with its LM head."""
+    model = LlamaForCausalLM(configuration(item, layers)).eval()
+    load_weights(model.model, item, {"embed_tokens.weight"})
+    model.lm_head.weight.data.copy_(item.tensors["weights.lm_head.weight"])
     return model
 
 
