@@ -19,13 +19,19 @@ LIBRARIES = ("torch", "transformers", "open_clip_torch", "safetensors", "numpy",
 def provenance(seed: int) -> dict[str, Any]:
     """JSON-ready facts; ``git`` is None where the package does not run from a checkout."""
     return {
-        "command": sys.argv,
+        "command": command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
         "git": git_state(Path(vtskip.__file__).resolve().parent.parent),
         "versions": versions(),
         "machine": machine(),
     }
+
+
+def command() -> list[str]:
+    """The command line, with the program's name instead of the path of one machine."""
+    program = Path(sys.argv[0]).name
+    return ["vtskip" if program == "__main__.py" else program, *sys.argv[1:]]
 
 
 def git_state(root: Path) -> dict[str, Any] | None:
