@@ -12,6 +12,7 @@ class MethodRow:
         nothing: the same method with an empty list of layers.
         all_rows: the same method with every row kept and unit gain; None where the method has no such setting.
         causal_cache: cached decoding equals recomputation (False where later rows see less by design).
+        recomputed: a longer sequence in one pass selects the same rows (False where its last row takes part).
         chunked: feeding image by image equals one shot (False where all images of a sample compete).
     """
 
@@ -21,6 +22,7 @@ class MethodRow:
     all_rows: dict[str, Any] | None = None
     causal_cache: bool = True
     chunked: bool = True
+    recomputed: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -48,6 +50,14 @@ MATRIX = [
         {"name": "pmod", "schedule": listed()},
         {"name": "pmod", "schedule": {"kind": "constant"}},
         chunked=False,
+    ),
+    MethodRow(
+        "fastv",
+        {"name": "fastv", "keep": 0.3, "layer": 2},
+        {"name": "fastv", "layer": 4},
+        {"name": "fastv", "keep": 1.0, "layer": 2},
+        chunked=False,
+        recomputed=False,
     ),
     MethodRow("shortv", {"name": "shortv", "layers": [0, 1, 3]}, {"name": "shortv", "layers": []}),
     MethodRow(

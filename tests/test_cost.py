@@ -2,27 +2,35 @@
 
 import numpy as np
 import pytest
+import torch
 
 from vtskip.cost import full_flops, head_flops, linear_flops
 from vtskip.methods import get_method
-from vtskip.plan import DecoderShape, LayerPlan, RowMap
+from vtskip.plan import SCORES, DecoderShape, LayerPlan, RowMap
 from vtskip.runtime.stats import StepState
 
 LLAVA_7B = DecoderShape(layers=32, hidden=4096, ffn=11008, heads=32, kv_heads=32, head_dim=128, vocab=32000)
 
 
-def counted(spec: dict, shape: DecoderShape = LLAVA_7B, vision: int = 576, text: int = 64) -> tuple[float, float]:
-    """TFLOPs (full counting) and ratio to dense of one prefill, from the method's own plans."""
+def prefill(spec: dict, shape: DecoderShape = LLAVA_7B, vision: int = 576, text: int = 64) -> StepState:
+    """Counts of one prefill, from the method's own plans (its scores are noise: only numbers of rows matter)."""
     mask = np.zeros((1, vision + text), bool)
     mask[0, 35 : 35 + vision] = True
-    rows, state = RowMap.build(mask), StepState()
+    rows, state, hidden = RowMap.build(mask), StepState(), torch.zeros(1, vision + text, shape.hidden)
+    rows.memo |= {(SCORES, i): torch.rand(1, vision + text) for i in range(shape.layers)}
     state.reset(shape.layers)
     state.begin(rows)
     for i in range(shape.layers):
         planner = get_method(spec).planner(i, shape)
         if planner is not None:
-            state.record(i, planner(rows, None), 0)
+            state.record(i, planner(rows, hidden), 0)
     state.finish(1, vision + text, None)
+    return state
+
+
+def counted(spec: dict, shape: DecoderShape = LLAVA_7B, vision: int = 576, text: int = 64) -> tuple[float, float]:
+    """TFLOPs (full counting) and ratio to dense of one prefill."""
+    state = prefill(spec, shape, vision, text)
     total = sum(full_flops(shape, c) for c in state.layers)
     return total / 1e12, total / (shape.layers * full_flops(shape, state.dense))
 
@@ -72,3 +80,25 @@ def test_videollm_mod_keeps_60_percent_of_the_vision_work():
     share = kept / (shape.layers * 6000)
     assert share == pytest.approx(0.60)
     assert 1 / share == pytest.approx(1.67, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("layer", "keep", "tflops", "ratio"), [(2, 0.5, 4.867, 0.572), (3, 0.5, 4.988, 0.587), (3, 0.25, 3.259, 0.383)]
+)
+def test_fastv_published_ratios(layer, keep, tflops, ratio):
+    ours = counted({"name": "fastv", "layer": layer, "keep": keep})
+    assert ours == (pytest.approx(tflops, abs=1e-3), pytest.approx(ratio, abs=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("vision", "dense", "pmod", "cached"), [(576, 8.378, 4.923, 9896), (2928, 39.457, 21.914, 50352)]
+)
+def test_pmod_published_flops_and_cache(vision, dense, pmod, cached):
+    """Linear layers and LM head on 58 text rows, as p-MoD counts; vision rows in the cache are 53.75 percent."""
+    state = prefill({"name": "pmod"}, vision=vision, text=58)
+    head = head_flops(LLAVA_7B, vision + 58)
+    ours = head + sum(linear_flops(LLAVA_7B, c) for c in state.layers)
+    full = head + LLAVA_7B.layers * linear_flops(LLAVA_7B, state.dense)
+    assert (full / 1e12, ours / 1e12) == (pytest.approx(dense, abs=1e-3), pytest.approx(pmod, abs=2e-3))
+    rows = sum(c.cache for c in state.layers) - 32 * 58
+    assert rows == cached and rows / (32 * vision) == pytest.approx(0.5375, abs=1e-3)

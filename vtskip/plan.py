@@ -180,6 +180,9 @@ class RowMap:
         return self.memo[key]
 
 
+SCORES = "scores"
+
+
 def run_lengths(row: np.ndarray) -> list[int]:
     """Lengths of the runs of True in a boolean vector."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
@@ -193,7 +196,8 @@ class LayerPlan:
     ``X' = gain_row * (X + attend * gain_attn * Attn + ffn * gain_ffn * FFN(norm(.)))``. Gains are ``[B, S]``, differentiable;
     None means 1. With ``gain_on="delta"`` the row gain weighs the layer's own contribution instead of its output:
     ``X' = X + gain_row * (Layer(X) - X)``. ``cache`` must be a subset of ``expose``.
-    Rows outside ``attend`` and ``ffn`` leave as they came, times ``gain_row`` where ``gain_skipped`` is set.
+    Rows outside ``attend`` and ``ffn`` leave as they came, times ``gain_row`` where ``gain_skipped`` is set. With ``score``
+    the executor leaves this layer's attention of the last row in ``rows.memo[SCORES, layer]``, ``[B, S]``.
     """
 
     attend: RowSet
@@ -205,6 +209,7 @@ class LayerPlan:
     gain_row: Tensor | None = None
     gain_on: Literal["output", "delta"] = "output"
     gain_skipped: bool = False
+    score: bool = False
 
     @classmethod
     def of(cls, rows: RowSet, **gains: Any) -> LayerPlan:

@@ -8,6 +8,7 @@ from vtskip.errors import ConfigError, nearest
 from vtskip.methods.base import LayerPlanner, Method
 from vtskip.methods.baselines import Random, Uniform
 from vtskip.methods.dense import Dense
+from vtskip.methods.fastv import FastV
 from vtskip.methods.mod import Mod
 from vtskip.methods.pmod import PMod
 from vtskip.methods.shortv import ShortV
@@ -18,6 +19,7 @@ METHODS: dict[str, type[Method]] = {
     "mod": Mod,
     "pmod": PMod,
     "shortv": ShortV,
+    "fastv": FastV,
     "skip_ffn": SkipFFN,
     "random": Random,
     "uniform": Uniform,

@@ -85,6 +85,26 @@ def _rotate(attn: nn.Module, x: Tensor, position_embeddings: tuple[Tensor, ...])
     return rope(x, x[:, :1], *position_embeddings)[0]
 
 
+@torch.no_grad()
+def last_row_scores(attn: nn.Module, normed: Tensor, valid: Tensor, position_embeddings: tuple[Tensor, ...]) -> Tensor:
+    """Attention of every sample's last valid row to the rows of this forward, mean over heads: ``[B, S]``, fp32 or wider.
+
+    One query row beside the fast attention; the full attention matrix is never formed.
+    """
+    batch, length = valid.shape
+    place = torch.arange(length, device=valid.device)
+    last = (valid * place).amax(1)
+    rows = torch.arange(batch, device=valid.device)
+    embeddings = tuple(t.expand(batch, -1, -1)[rows, last][:, None] for t in position_embeddings)
+    q = _rotate(attn, _heads(attn, "q", normed[rows, last][:, None]), embeddings)
+    k, _ = project_kv(attn, normed, position_embeddings)
+    q = q.unflatten(1, (k.shape[1], -1))  # [B, kv_heads, heads per kv head, 1, head_dim]
+    logits = (q @ k[:, :, None].transpose(-1, -2)).squeeze(-2) * attn.scaling
+    hidden = ~(valid & (place <= last[:, None]))
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(dtype).masked_fill(hidden[:, None, None], -torch.inf).softmax(-1).mean((1, 2))
+
+
 def query_attention(
     attn: nn.Module,
     normed: Tensor,

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from vtskip.kernels.rows import gather_rows, scatter_rows
-from vtskip.plan import LayerPlan, RowMap, RowSet
-from vtskip.runtime.attention import backend, query_attention, subset_mask
+from vtskip.plan import SCORES, LayerPlan, RowMap, RowSet
+from vtskip.runtime.attention import backend, last_row_scores, query_attention, subset_mask
 from vtskip.runtime.cache import Sink, SkipCacheLayer, cache_layer, skip_layer
 from vtskip.runtime.stats import StepState
 
@@ -52,6 +52,9 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
         return text_step(layer, hidden_states, kwargs)
     plan = planner(rows, hidden_states)
     execution = Execution(layer, rows, plan, hidden_states, kwargs)
+    if plan.score:
+        normed, embeddings = layer.input_layernorm(hidden_states), kwargs["position_embeddings"]
+        rows.memo[SCORES, run.index] = last_row_scores(layer.self_attn, normed, rows.valid, embeddings)
     run.shared.record(run.index, plan, execution.slots)
     return execution.run(hidden_states)
 
