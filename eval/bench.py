@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from vtskip.config import StrictModel
 from vtskip.eval.provenance import provenance
-from vtskip.methods import get_method
+from vtskip.methods import MethodSpec
 from vtskip.runtime.attach import attach
 from vtskip.runtime.cache import kv_bytes
 
@@ -50,15 +50,8 @@ class BenchConfig(StrictModel):
     threads: int = Field(1, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
-    methods: list[dict[str, Any]]
+    methods: list[MethodSpec]
     seed: int = 0
-
-    @field_validator("methods")
-    @classmethod
-    def _known(cls, methods: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        for spec in methods:
-            get_method(spec)
-        return methods
 
 
 @dataclass
@@ -66,7 +59,7 @@ class Subject:
     """One way to run the model: a method's name and settings, and how to put it on."""
 
     name: str
-    spec: dict[str, Any] | None
+    spec: str | dict[str, Any] | None
 
 
 class Bench:
@@ -246,8 +239,10 @@ def _row(bench: Bench, subject: Subject, times: dict[str, dict[str, list[float]]
     }
 
 
-def _label(spec: dict[str, Any]) -> str:
+def _label(spec: str | dict[str, Any]) -> str:
     """``mod(keep=0.2)``: the name and what was set."""
+    if isinstance(spec, str):
+        return spec
     options = ", ".join(f"{k}={_short(v)}" for k, v in spec.items() if k != "name")
     return f"{spec['name']}({options})" if options else spec["name"]
 

@@ -1,12 +1,13 @@
 """Configuration of an evaluation run."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from vtskip.config import StrictModel
 from vtskip.data import DataConfig
 from vtskip.eval.metrics import TOLERANCES
+from vtskip.methods import MethodSpec
 
 Row = Literal["blind", "dense", "random", "uniform"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -36,7 +37,7 @@ class EvalConfig(StrictModel):
     name: str = "eval"
     model: str
     data: DataConfig
-    method: str | dict[str, Any] | None = None
+    method: MethodSpec | None = None
     rows: tuple[Row, ...] = ("blind",)
     threshold: Probability = 0.0
     continuation: Literal["reference", "exact"] = "reference"

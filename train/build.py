@@ -43,7 +43,7 @@ def build_model(config: TrainConfig, samples: list[Sample]) -> tuple[StreamingLl
 def new_model(recipe: ModelRecipe, data: DataConfig, samples: list[Sample]) -> tuple[StreamingLlava, Any]:
     """A StreamingLlava with the recipe's tower and language model, in fp32."""
     tokenizer = make_tokenizer(recipe, samples)
-    ids = special_ids(tokenizer)
+    ids: dict[str, Any] = special_ids(tokenizer)
     if isinstance(recipe.lm, str):
         language_model = read_lm(recipe.lm)
         if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from vtskip.config import StrictModel
 from vtskip.data.config import DataConfig
+from vtskip.methods import MethodSpec
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -104,7 +105,7 @@ class TrainConfig(StrictModel):
     name: str = "train"
     out: Path
     model: ModelRecipe
-    method: str | dict[str, Any] | None = None
+    method: MethodSpec | None = None
     data: DataConfig
     validation: DataConfig | None = None
     trains: Trains = Trains()

@@ -35,6 +35,8 @@ class StreamTrainer(Trainer):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self.save_model()
 
+    optimizer: Any
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)

@@ -40,4 +40,4 @@ def command(
     console.print(eval_table(record))
     console.print(verdict(record), highlight=False)
     if settings.out is not None:
-        console.print(f"record: {Path(settings.out) / 'record.json'}", highlight=False)
+        console.print(f"record: {Path(settings.out) / 'record.json'}", highlight=False, soft_wrap=True)

@@ -1,7 +1,9 @@
 """All methods by name, and the one place that turns a name, dict, YAML file or object into a method."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from vtskip.config import parse, read_yaml
 from vtskip.errors import ConfigError, nearest
@@ -25,7 +27,7 @@ METHODS: dict[str, type[Method]] = {
     "uniform": Uniform,
 }
 
-__all__ = ["METHODS", "LayerPlanner", "Method", "get_method"]
+__all__ = ["METHODS", "LayerPlanner", "Method", "MethodSpec", "get_method"]
 
 
 def get_method(spec: Method | dict[str, Any] | str | Path) -> Method:
@@ -45,3 +47,12 @@ def get_method(spec: Method | dict[str, Any] | str | Path) -> Method:
             f"{source}: unknown method {name!r}{nearest(str(name), METHODS)}; known: {', '.join(METHODS)}"
         )
     return parse(METHODS[name], values, f"{source} {name!r}" if source == "method" else source)
+
+
+def _checked(spec: str | dict[str, Any]) -> str | dict[str, Any]:
+    get_method(spec)
+    return spec
+
+
+# The type of a `method:` key in a configuration: checked when the file is read, before anything is made or loaded.
+MethodSpec = Annotated[str | dict[str, Any], AfterValidator(_checked)]

@@ -116,7 +116,8 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.vision_tower = VisionTower(config.vision, config.image_size, config.cls_token, config.vision_pretrained)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
-        self.connector = Connector(self.vision_tower.width, config.text_config.get_text_config().hidden_size)
+        text_config = cast(PreTrainedConfig, config.text_config).get_text_config()
+        self.connector = Connector(self.vision_tower.width, text_config.hidden_size)
         self._no_split_modules = self.language_model._no_split_modules
         if not next(self.language_model.parameters()).is_meta:  # it has its weights: ours to initialise is the rest
             for module in self.language_model.modules():
