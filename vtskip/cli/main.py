@@ -37,6 +37,7 @@ class LazyGroup(TyperGroup):
                 self.commands[cmd_name] = get_command(app)
             else:
                 self.commands[cmd_name] = get_group(app)
+                self.commands[cmd_name].name = cmd_name
         return self.commands[cmd_name]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
