@@ -13,7 +13,8 @@ from vtskip.models.families import FAMILIES
 
 __all__ = ["checkpoint", "clips"]
 
-TEXT = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 ON_A_MODEL, STREAMING, A_METHOD = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
@@ -73,3 +74,26 @@ def test_commands_exist_and_the_text_is_short():
     for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", TEXT, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     assert len(TEXT.splitlines()) < 300
+
+
+def test_every_measured_number_is_that_of_a_record():
+    import json
+
+    from vtskip.eval.bench import markdown
+
+    measured = TEXT.partition("<!-- records:begin -->")[2].partition("<!-- records:end -->")[0]
+    records = {p.name: json.loads(p.read_text()) for p in (ROOT / "eval" / "records").glob("*.json")}
+    assert set(re.findall(r"eval/records/(\w+\.json)", measured)) == set(records)
+    assert markdown(records["bench_cpu.json"]) in measured
+    assert accuracy_table(records["demo.json"]) in measured
+
+
+def accuracy_table(record: dict) -> str:
+    """Rows of the demo's evaluation: accuracy beside cost."""
+    lines = []
+    for name, cost in record["cost"].items():
+        strict = record["accuracy"][name]["strict"]
+        numbers = [strict["correctness"], strict["ppl_token"], strict["time_diff"], strict["fluency"]]
+        numbers += [cost["flops_ratio"], cost["kv_ratio"]]
+        lines.append(f"| {name} | " + " | ".join(f"{n:.3f}" for n in numbers) + " |")
+    return "\n".join(lines)
