@@ -22,11 +22,11 @@ SHIPPED = {".py", ".yaml", ".json", ".typed"}
 
 
 def shipped_files() -> set[str]:
-    """Where every file of the checkout has to lie in the wheel."""
+    """Where every file of the checkout has to lie in the wheel. Records of measurements stay in the checkout."""
     found = set()
     for folder, place in PLACES.items():
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in SHIPPED and "__pycache__" not in path.parts:
+            if path.suffix in SHIPPED and not {"__pycache__", "records"} & set(path.parts):
                 found.add(f"{place}/{path.relative_to(ROOT / folder).as_posix()}")
     return found
 
