@@ -99,13 +99,12 @@ def read_lm(folder: str) -> Any:
 def tiny_lm_config(values: dict[str, Any], tokenizer: Any) -> Any:
     """A language model's configuration from a dict; the vocabulary is the tokenizer's. Raises ConfigError in our words."""
     name = values.pop("model_type")
-    known = AutoConfig.for_model("llama").to_dict().keys() if name == "llama" else ()
     ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
     try:
         config = AutoConfig.for_model(name, **{"vocab_size": len(tokenizer), **ids, **values})
     except (ValueError, TypeError, KeyError) as e:
         raise ConfigError(f"model.lm {json.dumps(values)}: {one_line(e)}") from None
-    accepted = known or type(config)().to_dict().keys()
+    accepted = type(config)().to_dict().keys()
     for key in values:
         if key not in accepted:
             raise ConfigError(f"model.lm: unknown key {key!r} of a {name} configuration{nearest(key, accepted)}")

@@ -1,6 +1,7 @@
 """What a training run tells while it runs: a line of JSON per log step, and a progress bar."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+from vtskip.saving import write_atomic
 
 LOG_NAME = "train_log.jsonl"
 
@@ -25,8 +28,8 @@ class JsonLog(TrainerCallback):
         self.start = time.monotonic()
         if state.is_world_process_zero and self.path.is_file():
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            kept = [line for line in lines if step_of(line) <= state.global_step]
+            write_atomic(self.path, "".join(f"{line}\n" for line in kept).encode())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -35,6 +38,14 @@ class JsonLog(TrainerCallback):
         line = {"step": state.global_step, "epoch": state.epoch, "seconds": seconds} | (logs or {})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def step_of(line: str) -> float:
+    """The step of a log line; infinite for one that an interruption has cut short."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class Bar(TrainerCallback):

@@ -96,8 +96,9 @@ def find_start(config: TrainConfig, resume: bool) -> Path | None:
     out = config.out
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out {out}: is a file; accepted: a folder, new or empty")
-    data_roots = {d.root.resolve() for d in (config.data, config.validation) if d is not None and d.root is not None}
-    held = [p.name for p in out.iterdir() if p.resolve() not in data_roots] if out.exists() else []
+    roots = [d.root.resolve() for d in (config.data, config.validation) if d is not None and d.root is not None]
+    entries = list(out.iterdir()) if out.exists() else []
+    held = [p.name for p in entries if not any(root.is_relative_to(p.resolve()) for root in roots)]
     if not resume:
         if held:
             raise ConfigError(

@@ -94,6 +94,15 @@ def test_a_folder_that_holds_something_is_not_written_to(values):
     assert [p.name for p in out.iterdir()] == ["notes.txt"]
 
 
+def test_the_runs_own_data_may_lie_in_its_folder(values, smoke):
+    import shutil
+
+    root = Path(values["out"]) / "deep" / "data"
+    shutil.copytree(smoke, root)
+    values["data"]["root"], values["optim"]["steps"] = str(root), 1
+    assert run(parse(TrainConfig, values, "test"), progress=False)["steps"] == 1
+
+
 def test_out_may_not_be_a_file(values):
     Path(values["out"]).write_text("")
     with pytest.raises(VtskipError, match="is a file"):

@@ -143,6 +143,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(values, tmp_path, accumulate)
     (again / "checkpoint-3" / "trainer_state.json").unlink()  # its writing was interrupted
     for name in ("train_config.yaml", "train_log.jsonl"):  # the log has lines behind the checkpoint
         shutil.copy(out / name, again / name)
+    with (again / "train_log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # and its last one is cut short
     values["out"] = str(again)
     summary = train(values, resume=True)
     assert summary["steps"] == 4

@@ -82,9 +82,7 @@ class VisionTower(nn.Module):
         self.image_size = _side(cfg.get("image_size", CLIPVisionCfg.image_size))
         visual = self.visual
         if isinstance(visual, open_clip.transformer.VisionTransformer):
-            visual.proj = (
-                None  # maps the pooled vector to the space of the text tower: not a feature of the image alone
-            )
+            visual.proj = None  # leads to the space of the text tower: no feature of the image alone
             self.width = cfg.get("width", CLIPVisionCfg.width)
             self.read = "prefix" if visual.pool_type != "avg" else "mean"
             self.norm = visual.attn_pool is None  # with attentional pooling ln_post belongs behind the pool
