@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vtskip.errors import ModelError
-from vtskip.models.families import check_layers, decoder_of, family_of, shape_of, unwrap
+from vtskip.models.families import check_layers, decoder_of, family_of, parts_of, shape_of, unwrap
 from vtskip.plan import DecoderShape, LayerPlan, Planner, RowMap
 from vtskip.runtime.layer import Execution, LayerRuntime, layer_forward, native
 from vtskip.runtime.report import Report, make_report
@@ -99,7 +99,7 @@ class Handle:
             module.to(device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
         module.train(layer.training)
         names = tuple(inspect.signature(type(layer).forward).parameters)[2:]
-        module.runtime = LayerRuntime(index, self.state, layer.__dict__.get("forward"), names)
+        module.runtime = LayerRuntime(index, self.state, layer.__dict__.get("forward"), names, parts_of(layer))
         layer.vtskip = module
         self._layers.append(layer)
         self_check(layer, index)

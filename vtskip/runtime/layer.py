@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from vtskip.kernels.rows import gather_rows, scatter_rows
+from vtskip.models.families import PRE_NORM, LayerParts
 from vtskip.plan import SCORES, LayerPlan, RowMap, RowSet
 from vtskip.runtime.attention import backend, last_row_scores, query_attention, subset_mask
 from vtskip.runtime.cache import Sink, SkipCacheLayer, cache_layer, skip_layer
@@ -31,12 +32,14 @@ class LayerRuntime:
         index: of the layer in the decoder. shared: the state of the current forward, one object for all layers.
         inner: an instance ``forward`` that was there before us (accelerate, Liger), or None for the class's own.
         arg_names: the class forward's parameters after ``hidden_states``, to call by keyword only.
+        parts: names of the layer's norms.
     """
 
     index: int
     shared: StepState
     inner: Any
     arg_names: tuple[str, ...] = field(default=())
+    parts: LayerParts = PRE_NORM
 
 
 def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -97,7 +100,8 @@ class Execution:
         self.received: Tensor | None = kwargs.get("attention_mask")
         checkpointing = getattr(layer, "gradient_checkpointing", False) and layer.training
         self.cache: Cache | None = None if checkpointing else kwargs.get("past_key_values")
-        self.index: int = layer.vtskip.runtime.index
+        run: LayerRuntime = layer.vtskip.runtime
+        self.index, self.parts = run.index, run.parts
         stored = cache_layer(self.cache, self.index)
         self.past = 0 if stored is None else int(stored.get_seq_length())
         self.ragged = isinstance(stored, SkipCacheLayer) and stored.ragged
@@ -133,16 +137,16 @@ class Execution:
             return self.ffn(x, gain_ffn)
         untouched = self.is_all(rows) and not self.ragged and self.plan.cache is rows
         if untouched:
-            delta, _ = layer.self_attn(hidden_states=layer.input_layernorm(x), **self.kwargs)
-            return self.ffn(x + scaled(delta, gain_attn), gain_ffn)
+            delta, _ = layer.self_attn(hidden_states=self.norm("attn_in", x), **self.kwargs)
+            return self.ffn(x + scaled(self.norm("attn_out", delta), gain_attn), gain_ffn)
         xs = self.take(x, rows)
-        delta, _ = layer.self_attn(hidden_states=layer.input_layernorm(xs), **self.gathered_kwargs(rows))
+        delta, _ = layer.self_attn(hidden_states=self.norm("attn_in", xs), **self.gathered_kwargs(rows))
         return self.finish(x, xs, delta, rows, gain_attn, gain_ffn)
 
     def query(self, x: Tensor, gain_attn: Tensor | None, gain_ffn: Tensor | None) -> Tensor:
         layer, queries, embeddings = self.layer, self.plan.attend, self.kwargs["position_embeddings"]
         keys = _Keys(self)
-        normed = layer.input_layernorm(x)
+        normed = self.norm("attn_in", x)
         delta = query_attention(
             layer.self_attn,
             normed,
@@ -159,18 +163,23 @@ class Execution:
 
     # ---------------------------------------------------------------- parts
 
+    def norm(self, place: str, x: Tensor) -> Tensor:
+        """One of the layer's norms by its place in :class:`LayerParts`; nothing where the layer has none."""
+        name = getattr(self.parts, place)
+        return x if name is None else getattr(self.layer, name)(x)
+
     def finish(
         self, x: Tensor, xs: Tensor, delta: Tensor, rows: RowSet, gain_attn: Tensor | None, gain_ffn: Tensor | None
     ) -> Tensor:
         """Add the attention update of the gathered ``rows``, then the FFN: on the same rows without scattering between."""
-        ys = xs + scaled(delta, None if gain_attn is None else self.take(gain_attn, rows))
+        ys = xs + scaled(self.norm("attn_out", delta), None if gain_attn is None else self.take(gain_attn, rows))
         if self.plan.ffn is rows:
             ys = ys + self.ffn_delta(ys, None if gain_ffn is None else self.take(gain_ffn, rows))
             return scatter_rows(x, rows.flat_index, keep_fillers(rows, ys, xs))
         return self.ffn(scatter_rows(x, rows.flat_index, keep_fillers(rows, ys, xs)), gain_ffn)
 
     def ffn_delta(self, x: Tensor, gain: Tensor | None) -> Tensor:
-        return scaled(self.layer.mlp(self.layer.post_attention_layernorm(x)), gain)
+        return scaled(self.norm("ffn_out", self.layer.mlp(self.norm("ffn_in", x))), gain)
 
     def ffn(self, x: Tensor, gain: Tensor | None) -> Tensor:
         rows = self.plan.ffn
