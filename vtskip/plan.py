@@ -137,6 +137,10 @@ class RowMap:
             text_counts=tuple(int(n) for n in (valid & ~vision).sum(1)),
         )
 
+    @property
+    def has_vision(self) -> bool:
+        return any(map(any, self.sizes))
+
     @cached_property
     def everything(self) -> RowSet:
         """All rows that are not padding."""
@@ -180,7 +184,7 @@ class RowMap:
         return self.memo[key]
 
 
-SCORES = "scores"
+SCORES, CARRIED = "scores", "carried"  # keys of RowMap.memo that the executor fills in
 
 
 def run_lengths(row: np.ndarray) -> list[int]:
@@ -196,8 +200,13 @@ class LayerPlan:
     ``X' = gain_row * (X + attend * gain_attn * Attn + ffn * gain_ffn * FFN(norm(.)))``. Gains are ``[B, S]``, differentiable;
     None means 1. With ``gain_on="delta"`` the row gain weighs the layer's own contribution instead of its output:
     ``X' = X + gain_row * (Layer(X) - X)``. ``cache`` must be a subset of ``expose``.
-    Rows outside ``attend`` and ``ffn`` leave as they came, times ``gain_row`` where ``gain_skipped`` is set. With ``score``
-    the executor leaves this layer's attention of the last row in ``rows.memo[SCORES, layer]``, ``[B, S]``.
+    Rows outside ``attend`` and ``ffn`` leave as they came, times ``gain_row`` where ``gain_skipped`` is set.
+
+    Attributes:
+        score: leave this layer's attention of the last row in ``rows.memo[SCORES, layer]``, ``[B, S]``.
+        edit: ``[B, S, hidden]``, what the rows enter this layer as instead (merged rows, rows written into free places).
+        carry: ``[B, ...]``, kept with this layer's KV cache and shown to later steps as ``rows.memo[CARRIED, layer]``.
+        aux: scalar added to the training loss.
     """
 
     attend: RowSet
@@ -210,6 +219,9 @@ class LayerPlan:
     gain_on: Literal["output", "delta"] = "output"
     gain_skipped: bool = False
     score: bool = False
+    edit: Tensor | None = None
+    carry: Tensor | None = None
+    aux: Tensor | None = None
 
     @classmethod
     def of(cls, rows: RowSet, **gains: Any) -> LayerPlan:
@@ -227,7 +239,16 @@ class Planner(Protocol):
     """Decides for one layer; an ``nn.Module``, so that router parameters live inside the layer they route.
 
     A pure function of its inputs: the same rows and hidden states give the same plan, whatever was seen before.
+
+    Attributes:
+        sees: ``stream`` is given the layer's input, ``normed`` the input after the layer's first norm.
+        every_step: asked on steps without vision rows too.
+        compact: the layer numbers the rows it runs 0, 1, 2, ... instead of by their places in the sequence.
     """
+
+    sees: Literal["stream", "normed"]
+    every_step: bool
+    compact: bool
 
     def __call__(self, rows: RowMap, hidden: Tensor) -> LayerPlan: ...
 

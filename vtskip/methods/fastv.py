@@ -24,6 +24,7 @@ class FastV(Method):
 
     paper: ClassVar[str] = "FastV, arXiv 2403.06764"
     skips: ClassVar[str] = "everything, for vision rows with little attention, from one layer on"
+    published: ClassVar[str] = "FLOPs 57 to 58 % (LLaVA-1.5, half the rows from layer 2), 51 to 52 % (NeXT)"
 
     name: Literal["fastv"] = "fastv"
     keep: Keep = 0.5

@@ -48,6 +48,7 @@ class PMod(Method):
     paper: ClassVar[str] = "p-MoD, arXiv 2412.04449"
     trained: ClassVar[bool] = True
     skips: ClassVar[str] = "attention, FFN and KV of low-scored rows, more of them with depth"
+    published: ClassVar[str] = "TFLOPs 8.38 to 4.92 (LLaVA-1.5-7B), 39.46 to 21.94 (NeXT-7B); KV 53.8 %"
 
     name: Literal["pmod"] = "pmod"
     schedule: Schedule = ShiftedCosine()

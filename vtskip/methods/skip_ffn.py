@@ -24,6 +24,7 @@ class SkipFFN(Method):
     paper: ClassVar[str] = "Skip-Vision, arXiv 2503.21817"
     trained: ClassVar[bool] = True
     skips: ClassVar[str] = "FFN (and, with drop_kv, KV) of vision rows that are not retained"
+    published: ClassVar[str] = "FLOPs 25 to 60 % with the merge before the LLM (Llama-3-8B)"
 
     name: Literal["skip_ffn"] = "skip_ffn"
     keep: Keep = 0.2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -28,7 +28,7 @@ class MethodLike(Protocol):
     @property
     def name(self) -> str: ...
 
-    def planner(self, layer: int, shape: DecoderShape) -> Planner | None: ...
+    def planners(self, shape: DecoderShape) -> Sequence[Planner | None]: ...
 
 
 def attach(model: nn.Module, method: MethodLike | dict[str, Any] | str | Path) -> Handle:
@@ -45,7 +45,7 @@ def attach(model: nn.Module, method: MethodLike | dict[str, Any] | str | Path) -
         ConfigError: an unknown method or key. ModelError: a model or layer that is not supported, or one that already
         has a method attached.
     """
-    if not hasattr(method, "planner"):
+    if not hasattr(method, "planners"):
         from importlib import import_module  # by name: the executor must not depend on the methods
 
         method = import_module("vtskip.methods").get_method(method)
@@ -70,9 +70,15 @@ class Handle:
         check_layers(decoder.layers)
         self.method: MethodLike = method
         self.shape = shape_of(decoder)
-        planners = [method.planner(i, self.shape) for i in range(self.shape.layers)]
-        self.state = StepState()
+        planners = method.planners(self.shape)
+        self.state = StepState(every_step=any(p is not None and p.every_step for p in planners))
         self.state.reset(self.shape.layers)
+        self._rotary = getattr(decoder, "rotary_emb", None)
+        if any(p is not None and p.compact for p in planners) and not one_position_table(self._rotary):
+            raise ModelError(
+                f"{method.name}: compact positions need one table of 1-D rotary positions, which "
+                f"{type(decoder).__name__} does not have; use the rows' original positions"
+            )
         self._layers: list[nn.Module] = []
         for i, (layer, planner) in enumerate(zip(decoder.layers, planners)):
             if planner is not None:
@@ -87,6 +93,7 @@ class Handle:
             base.register_forward_hook(reader.after, with_kwargs=True, always_call=True),
             base.register_forward_pre_hook(functools.partial(check_intact, self), with_kwargs=True),
         ]
+        self._hooks.append(model.register_forward_hook(functools.partial(add_aux, self.state)))
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if head is not None:
             self._hooks.append(head.register_forward_pre_hook(functools.partial(count_logit_rows, self.state)))
@@ -99,7 +106,9 @@ class Handle:
             module.to(device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
         module.train(layer.training)
         names = tuple(inspect.signature(type(layer).forward).parameters)[2:]
-        module.runtime = LayerRuntime(index, self.state, layer.__dict__.get("forward"), names, parts_of(layer))
+        module.runtime = LayerRuntime(
+            index, self.state, layer.__dict__.get("forward"), names, parts_of(layer), self._rotary
+        )
         layer.vtskip = module
         self._layers.append(layer)
         self_check(layer, index)
@@ -158,6 +167,10 @@ class Handle:
         """Layer -> plan of the last forward that had vision rows."""
         return self.state.plans
 
+    def aux_loss(self) -> Tensor | None:
+        """Auxiliary loss of the last forward, or None. In training it is already part of the ``loss`` a model returns."""
+        return sum(self.state.aux[1:], self.state.aux[0]) if self.state.aux else None
+
     def reset(self) -> None:
         """Start the sums of ``report()`` anew."""
         self.state.reset(self.shape.layers)
@@ -165,6 +178,19 @@ class Handle:
     def report(self) -> Report:
         """What ran since attach or ``reset()``: rows per layer and group, KV bytes, FLOPs in both countings."""
         return make_report(self.method.name, self.shape, self.state)
+
+
+def add_aux(state: StepState, module: nn.Module, args: Any, output: Any) -> None:
+    """Forward hook of the model: routers' auxiliary losses join the loss it returns in training."""
+    if module.training and state.aux and getattr(output, "loss", None) is not None:
+        output.loss = output.loss + sum(state.aux)
+
+
+def one_position_table(rotary: nn.Module | None) -> bool:
+    """True for plain rotary embeddings: one table for all layers, positions ``[B, S]`` (no M-RoPE)."""
+    if rotary is None or len(inspect.signature(rotary.forward).parameters) != 2:
+        return False
+    return "mrope_section" not in (getattr(rotary.config, "rope_parameters", None) or {})
 
 
 def check_intact(handle: Handle, module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -22,6 +22,7 @@ class SkipCacheLayer(DynamicLayer):
         seen: logical length, the number of rows that passed by, kept or not.
         ragged: True once the slots are not simply the positions 0 to seen - 1.
         window: sliding window of the layer, in logical positions, or None.
+        carry: ``[B, ...]``, a method's per-sample decision for later steps, or None.
     """
 
     def __init__(self, window: int | None = None):
@@ -32,6 +33,7 @@ class SkipCacheLayer(DynamicLayer):
         self.values: Any
         self.pos: Tensor | None = None
         self.ok: Tensor | None = None
+        self.carry: Tensor | None = None
 
     @classmethod
     def adopt(cls, layer: CacheLayerMixin | None) -> SkipCacheLayer:
@@ -59,6 +61,10 @@ class SkipCacheLayer(DynamicLayer):
     @property
     def slots(self) -> int:
         return 0 if self.pos is None else self.pos.shape[1]
+
+    def filled(self) -> Tensor | int:
+        """Rows each sample really holds, ``[B]``, or one number for all."""
+        return self.slots if self.ok is None else self.ok.sum(1)
 
     def visible(self, pos: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Positions and validity of all keys that the next ``append`` of rows ``pos``, ``ok`` will return."""
@@ -130,7 +136,7 @@ class SkipCacheLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.seen, self.ragged, self.pos, self.ok = 0, False, None, None
+        self.seen, self.ragged, self.pos, self.ok, self.carry = 0, False, None, None, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._samples(lambda t: t.index_select(0, beam_idx.to(t.device)))
@@ -145,6 +151,7 @@ class SkipCacheLayer(DynamicLayer):
         if self.pos is not None:
             self.keys, self.values, self.pos = change(self.keys), change(self.values), change(self.pos)
             self.ok = None if self.ok is None else change(self.ok)
+        self.carry = None if self.carry is None else change(self.carry)
 
     def _select(self, columns: Tensor) -> None:
         assert self.pos is not None

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from vtskip.kernels.rows import gather_rows, scatter_rows
 from vtskip.models.families import PRE_NORM, LayerParts
-from vtskip.plan import SCORES, LayerPlan, RowMap, RowSet
+from vtskip.plan import CARRIED, SCORES, LayerPlan, RowMap, RowSet
 from vtskip.runtime.attention import backend, last_row_scores, query_attention, subset_mask
 from vtskip.runtime.cache import Sink, SkipCacheLayer, cache_layer, skip_layer
 from vtskip.runtime.stats import StepState
@@ -32,7 +32,7 @@ class LayerRuntime:
         index: of the layer in the decoder. shared: the state of the current forward, one object for all layers.
         inner: an instance ``forward`` that was there before us (accelerate, Liger), or None for the class's own.
         arg_names: the class forward's parameters after ``hidden_states``, to call by keyword only.
-        parts: names of the layer's norms.
+        parts: names of the layer's norms. rotary: the decoder's rotary embedding.
     """
 
     index: int
@@ -40,6 +40,7 @@ class LayerRuntime:
     inner: Any
     arg_names: tuple[str, ...] = field(default=())
     parts: LayerParts = PRE_NORM
+    rotary: nn.Module | None = None
 
 
 def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -48,18 +49,26 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
     run: LayerRuntime = planner.runtime
     kwargs.update(zip(run.arg_names, args))
     rows = run.shared.rows
-    if rows is None:
+    if rows is None or not (rows.has_vision or planner.every_step):
         if layer.training and torch.is_grad_enabled():
             zero = planner.touch(hidden_states)
             hidden_states = hidden_states if zero is None else hidden_states + zero.to(hidden_states.dtype)
         return text_step(layer, hidden_states, kwargs)
-    plan = planner(rows, hidden_states)
+    stored = cache_layer(kwargs.get("past_key_values"), run.index)
+    rows.memo[CARRIED, run.index] = getattr(stored, "carry", None)
+    norm = getattr(layer, run.parts.attn_in)
+    plan = planner(rows, norm(hidden_states) if planner.sees == "normed" else hidden_states)
+    if plan.edit is not None:
+        hidden_states = plan.edit
     execution = Execution(layer, rows, plan, hidden_states, kwargs)
     if plan.score:
-        normed, embeddings = layer.input_layernorm(hidden_states), kwargs["position_embeddings"]
-        rows.memo[SCORES, run.index] = last_row_scores(layer.self_attn, normed, rows.valid, embeddings)
+        embeddings = kwargs["position_embeddings"]
+        rows.memo[SCORES, run.index] = last_row_scores(layer.self_attn, norm(hidden_states), rows.valid, embeddings)
     run.shared.record(run.index, plan, execution.slots)
-    return execution.run(hidden_states)
+    out = execution.run(hidden_states)
+    if plan.carry is not None and execution.cache is not None:
+        skip_layer(execution.cache, run.index).carry = plan.carry
+    return out
 
 
 def native(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -102,7 +111,8 @@ class Execution:
         self.cache: Cache | None = None if checkpointing else kwargs.get("past_key_values")
         run: LayerRuntime = layer.vtskip.runtime
         self.index, self.parts = run.index, run.parts
-        stored = cache_layer(self.cache, self.index)
+        self.compact: bool = layer.vtskip.compact
+        self.stored = stored = cache_layer(self.cache, self.index)
         self.past = 0 if stored is None else int(stored.get_seq_length())
         self.ragged = isinstance(stored, SkipCacheLayer) and stored.ragged
         self.slots = stored.slots if isinstance(stored, SkipCacheLayer) else self.past
@@ -110,7 +120,7 @@ class Execution:
     def run(self, x: Tensor) -> Tensor:
         plan = self.plan
         if plan.one_set:
-            if self.is_all(plan.attend) and plan.cache is plan.attend:
+            if self.is_all(plan.attend) and plan.cache is plan.attend and not self.compact:
                 return self.weigh(x, text_step(self.layer, x, self.kwargs))
             return self.block(x)
         body = self.branch if plan.attend is plan.expose else self.query
@@ -135,7 +145,7 @@ class Execution:
         if rows.width == 0:
             self.write_nothing(x)
             return self.ffn(x, gain_ffn)
-        untouched = self.is_all(rows) and not self.ragged and self.plan.cache is rows
+        untouched = self.is_all(rows) and not self.ragged and self.plan.cache is rows and not self.compact
         if untouched:
             delta, _ = layer.self_attn(hidden_states=self.norm("attn_in", x), **self.kwargs)
             return self.ffn(x + scaled(self.norm("attn_out", delta), gain_attn), gain_ffn)
@@ -214,6 +224,8 @@ class Execution:
 
         special = ("attention_mask", "past_key_values", "position_ids")
         kwargs = {name: gather(value) for name, value in self.kwargs.items() if name not in special}
+        if self.compact:
+            kwargs["position_embeddings"] = self.compact_embeddings(rows, kwargs["position_embeddings"][0])
         pos, ok, sink = self.past + rows.index, rows.ok, None
         all_pos, all_ok = pos, ok
         if self.cache is not None:
@@ -227,6 +239,15 @@ class Execution:
             "past_key_values": sink,
             "position_ids": None,
         }
+
+    def compact_embeddings(self, rows: RowSet, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of the gathered rows when the layer counts only the rows it runs, those in its cache first."""
+        held = self.stored.filled() if isinstance(self.stored, SkipCacheLayer) else self.past
+        first = torch.as_tensor(held, device=like.device).reshape(-1, 1)
+        place = torch.arange(rows.width, device=like.device).expand(self.batch, -1)
+        if rows.ok is not None:
+            place = (rows.ok.long().cumsum(1) - 1).clamp(min=0)
+        return self.layer.vtskip.runtime.rotary(like, first + place)
 
     def mask(self, rows: RowSet, key_pos: Tensor, key_ok: Tensor | None) -> Tensor | None:
         """None where causal-by-order is right: the same rows as queries and keys, or a single query that sees all."""

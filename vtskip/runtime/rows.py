@@ -59,7 +59,8 @@ class RowReader:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = self.bind(args, kwargs)
-        self.state.begin(self.read(inputs))
+        rows = self.read(inputs)
+        self.state.begin(self.read_text(inputs) if rows is None and self.state.every_step else rows)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if output is None:  # the forward raised: nothing to count
@@ -100,6 +101,15 @@ class RowReader:
         if valid is not None and sizes is not None and (vision & ~valid).any():
             raise ModelError("the attention mask hides vision rows: an image or frame cannot be partly padding")
         return RowMap.build(vision, valid, sizes, past_rows, source.device)
+
+    def read_text(self, inputs: dict[str, Any]) -> RowMap | None:
+        """The RowMap of a step without vision rows, for methods that plan those too."""
+        source = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
+        if source is None:
+            return None
+        batch, length = source.shape[:2]
+        valid, past = _valid(inputs.get("attention_mask"), batch, length, inputs.get("past_key_values"))
+        return RowMap.build(np.zeros((batch, length), bool), valid, None, past, source.device)
 
     def from_tokens(self, tokens: Tensor, inputs: dict[str, Any]) -> tuple[np.ndarray, list[list[int]]]:
         """Placeholder positions and, per sample, the sizes of its groups in sequence order."""

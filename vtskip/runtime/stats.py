@@ -57,11 +57,15 @@ class StepState:
         override: a layout given by the caller instead of being read from the inputs.
         layers: sums per layer over steps with vision rows, and the pairs of all steps; ``text_rows`` are the rows of the
             steps without, which ran everywhere.
+        every_step: some layer wants a plan on steps without vision rows too; ``rows`` then holds text rows there.
+        aux: auxiliary losses of the running forward.
         running: layer -> (its plan, rows already cached) of the current forward; ``plans`` of the last one with vision rows.
     """
 
     rows: RowMap | None = None
     override: Any = None
+    every_step: bool = False
+    aux: list[Tensor] = field(default_factory=list)
     layers: list[LayerCount] = field(default_factory=list)
     dense: LayerCount = field(default_factory=LayerCount)
     text_rows: int = 0
@@ -81,10 +85,12 @@ class StepState:
 
     def begin(self, rows: RowMap | None) -> None:
         self.rows = rows
-        self.running = {}
+        self.running, self.aux = {}, []
 
     def record(self, layer: int, plan: LayerPlan, slots: int) -> None:
         self.running[layer] = (plan, slots)
+        if plan.aux is not None:
+            self.aux.append(plan.aux)
 
     def finish(self, batch: int, length: int, cache: Any) -> None:
         """Close a forward of ``[batch, length]`` rows: layers that recorded nothing ran every row.
@@ -106,7 +112,7 @@ class StepState:
                 count.pairs += n * slots[i]
             else:
                 count.add(n, n * slots[i], vision)
-        if rows is not None:
+        if rows is not None and rows.has_vision:
             self.last_rows, self.plans = rows, {i: _detached(plan) for i, (plan, _) in self.running.items()}
         if cache is not None:
             self._measure_cache(cache, slots)
