@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from vtskip.saving import write_atomic
+from vtskip._files import write_atomic
 
 LOG_NAME = "train_log.jsonl"
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import yaml
 
+from vtskip._files import write_atomic
 from vtskip.config import read_yaml
 from vtskip.errors import ConfigError, DataError
-from vtskip.saving import write_atomic
 from vtskip.train.config import TrainConfig
 
 CONFIG_NAME = "train_config.yaml"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vtskip import __version__
+from vtskip._files import write_atomic
 from vtskip.config import parse
 from vtskip.errors import CheckpointError
 from vtskip.methods import METHODS, get_method
@@ -22,19 +21,6 @@ from vtskip.runtime.attach import Handle, attach, attached
 
 CONFIG_NAME = "vtskip_config.json"
 WEIGHTS_NAME = "vtskip_model.safetensors"
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write beside ``path`` and rename over it: a reader sees the old file or the new one, never half of one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def base_facts(model: nn.Module) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vtskip.data.files import replacing
+from vtskip._files import replacing
 
 
 def write_video(

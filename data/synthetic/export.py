@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vtskip.data.files import replacing, write_json
+from vtskip._files import replacing
+from vtskip.data.files import write_json
 from vtskip.data.synthetic.grammar import DISTRACTORS, DOMAIN, TASK, Action, actions
 
 Timeline = dict[str, Any]

@@ -19,9 +19,9 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
+    from vtskip._files import write_atomic
     from vtskip.config import load_config
     from vtskip.eval.bench import BenchConfig, run
-    from vtskip.saving import write_atomic
 
     settings = load_config(BenchConfig, config, overrides)
     console = Console(stderr=True)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from vtskip._files import write_atomic
 from vtskip.errors import ConfigError
-from vtskip.saving import write_atomic
 from vtskip.streaming.session import Event
 
 
