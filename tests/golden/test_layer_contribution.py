@@ -39,8 +39,22 @@ def test_on_a_multimodal_model_the_last_layer_contributes_nothing():
     assert attached(model) is None
 
 
-def test_batches_and_nothing_are_refused():
+def test_modes_come_back_even_after_a_fault():
     family = FAMILIES["llava-llama"]
+    model = family.model().train()
+    model.model.vision_tower.eval()
+    modes = [m.training for m in model.modules()]
+    layer_contribution(model, [family.batch(["long"])])
+    with pytest.raises(ModelError, match="no vision rows"):
+        layer_contribution(model, [family.batch(["text"])])
+    assert [m.training for m in model.modules()] == modes and attached(model) is None
+
+
+def test_batches_padding_and_nothing_are_refused():
+    family = FAMILIES["llava-llama"]
+    padded = family.batch(["long"]) | {"attention_mask": torch.tensor([[0] * 4 + [1] * 36])}
+    with pytest.raises(ModelError, match="4 rows"):
+        layer_contribution(family.model(), [padded])
     with pytest.raises(ModelError, match="batch of 2"):
         layer_contribution(family.model(), [family.batch(["short", "short"])])
     with pytest.raises(ModelError, match="at least one sample"):
