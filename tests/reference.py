@@ -1,0 +1,132 @@
+"""An independent masked dense execution of any method: every row through everything, skipping only by masks.
+
+Nothing of ``vtskip.runtime`` is used. The rows come from how the batch was made, the plans from the method's own planners
+(which decide, and nothing more); attention, FFN, gains and edits are applied here to all rows and chosen by ``torch.where``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tests.tiny import IMAGE_ID, VIDEO_ID, Tiny
+from vtskip.plan import CARRIED, SCORES, DecoderShape, LayerPlan, RowMap
+
+SANDWICH = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+NORMS = {  # after attention, before the FFN, after the FFN
+    "Gemma2DecoderLayer": SANDWICH,
+    "Gemma3DecoderLayer": SANDWICH,
+    "Glm4vTextDecoderLayer": ("post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+}
+
+
+def rows_of(family: Tiny, kinds: list[str], side: str = "left") -> RowMap:
+    """Where the vision rows of ``family.batch(kinds, side)`` are, from the samples it is made of."""
+    samples = [family.sample(kind) for kind in kinds]
+    length = max(len(ids) for ids, _, _ in samples)
+    vision, valid = np.zeros((len(kinds), length), bool), np.zeros((len(kinds), length), bool)
+    for b, (ids, _, _) in enumerate(samples):
+        places = slice(length - len(ids), length) if side == "left" else slice(0, len(ids))
+        vision[b, places] = np.isin(ids, (IMAGE_ID, VIDEO_ID))
+        valid[b, places] = True
+    return RowMap.build(vision, valid, [groups for _, _, groups in samples])
+
+
+def softmax_of_last(attn: nn.Module, normed: Tensor, valid: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
+    """Full attention maps, of which one query row per sample is read: ``[B, S]``, mean over heads."""
+    batch, length = valid.shape
+    q, k = (getattr(attn, f"{n}_proj")(normed).unflatten(-1, (-1, attn.head_dim)) for n in "qk")
+    q, k = (getattr(attn, f"{n}_norm", nn.Identity())(x).transpose(1, 2) for n, x in (("q", q), ("k", k)))
+    q, k = sys.modules[type(attn).__module__].apply_rotary_pos_emb(q, k, *embeddings)
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    visible = torch.ones(length, length, dtype=torch.bool).tril() & valid[:, None, None, :]
+    logits = (q @ k.transpose(-1, -2) * attn.scaling).masked_fill(~visible, -torch.inf)
+    last = torch.tensor([int(row.nonzero().max()) for row in valid])
+    return logits.softmax(-1).mean(1)[torch.arange(batch), last]
+
+
+def masked_layer(layer: nn.Module, planner: nn.Module, index: int, rows: RowMap, decoder: nn.Module, x: Tensor, kwargs: Any):
+    """One layer on all rows, as ``X' = gain_row (X + attend gain_attn Attn + ffn gain_ffn FFN)`` says."""
+    attn_out, ffn_in, ffn_out = NORMS.get(type(layer).__name__, (None, "post_attention_layernorm", None))
+    normed = layer.input_layernorm(x)
+    rows.memo[CARRIED, index] = None
+    plan: LayerPlan = planner(rows, normed if planner.sees == "normed" else x)
+    if plan.edit is not None:
+        x = plan.edit
+        normed = layer.input_layernorm(x)
+    attend, expose, ffn = plan.attend.mask, plan.expose.mask, plan.ffn.mask
+    if plan.score:
+        with torch.no_grad():
+            rows.memo[SCORES, index] = softmax_of_last(layer.self_attn, normed, rows.valid, kwargs["position_embeddings"])
+    mask, length = kwargs["attention_mask"], x.shape[1]
+    allowed = torch.ones(length, length, dtype=torch.bool).tril()[None, None] if mask is None else mask
+    if allowed.dtype != torch.bool:
+        allowed = allowed > torch.finfo(allowed.dtype).min / 2
+    # A row that asks nothing sees itself, so that no softmax is empty; its result is not used.
+    allowed = (allowed & expose[:, None, None, :]) | (torch.eye(length, dtype=torch.bool) & ~attend[:, None, :, None])
+    embeddings = kwargs["position_embeddings"]
+    if planner.compact:
+        embeddings = decoder.rotary_emb(x, (attend.long().cumsum(1) - 1).clamp(min=0))
+    if layer.self_attn.config._attn_implementation == "eager":
+        allowed = torch.where(allowed, 0.0, torch.finfo(x.dtype).min).to(x.dtype)
+    given = {**kwargs, "attention_mask": allowed, "position_embeddings": embeddings, "past_key_values": None}
+    delta, _ = layer.self_attn(hidden_states=normed, **given)
+    delta = delta if attn_out is None else getattr(layer, attn_out)(delta)
+    middle = torch.where(attend[..., None], x + gained(delta, plan.gain_attn), x)
+    delta = layer.mlp(getattr(layer, ffn_in)(middle))
+    delta = delta if ffn_out is None else getattr(layer, ffn_out)(delta)
+    out = torch.where(ffn[..., None], middle + gained(delta, plan.gain_ffn), middle)
+    if plan.gain_row is not None:
+        weight = plan.gain_row[..., None].to(x.dtype)
+        weighed = weight * out if plan.gain_on == "output" else x + weight * (out - x)
+        everywhere = plan.gain_skipped or not plan.one_set
+        out = weighed if everywhere else torch.where(attend[..., None], weighed, out)
+    return out, plan.aux
+
+
+def gained(delta: Tensor, gain: Tensor | None) -> Tensor:
+    return delta if gain is None else delta * gain[..., None].to(delta.dtype)
+
+
+@contextlib.contextmanager
+def masked(model: nn.Module, planners: list[nn.Module | None], rows: RowMap) -> Iterator[list[Tensor]]:
+    """``model`` with its decoder layers run by :func:`masked_layer`; yields the auxiliary losses of its forwards."""
+    decoder, losses = model.get_decoder(), []
+
+    def forward_of(layer, planner, index):
+        def forward(x, **kwargs):
+            out, aux = masked_layer(layer, planner, index, rows, decoder, x, kwargs)
+            losses.extend([] if aux is None else [aux])
+            return out
+
+        return forward
+
+    for i, (layer, planner) in enumerate(zip(decoder.layers, planners)):
+        if planner is not None and (rows.has_vision or planner.every_step):
+            layer.forward = forward_of(layer, planner, i)
+    try:
+        yield losses
+    finally:
+        for layer in decoder.layers:
+            layer.__dict__.pop("forward", None)
+
+
+def shape_for(model: nn.Module) -> DecoderShape:
+    config = model.get_decoder().config
+    heads = config.num_attention_heads
+    head_dim = model.get_decoder().layers[0].self_attn.head_dim
+    return DecoderShape(
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.intermediate_size,
+        heads,
+        config.num_key_value_heads or heads,
+        head_dim,
+        config.vocab_size,
+    )
