@@ -85,4 +85,10 @@ MATRIX = [
         {"name": "uniform", "schedule": listed()},
         {"name": "uniform", "keep": 1.0},
     ),
+    MethodRow(
+        "layer_skip",
+        {"name": "layer_skip"},
+        {"name": "layer_skip", "schedule": listed()},
+    ),
+    MethodRow("early_exit", {"name": "early_exit", "layer": 2}, {"name": "early_exit", "layer": 4}),
 ]

@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 from vtskip.config import parse, read_yaml
 from vtskip.errors import ConfigError, nearest
 from vtskip.methods.base import LayerPlanner, Method
-from vtskip.methods.baselines import Random, Uniform
+from vtskip.methods.baselines import EarlyExit, LayerSkip, Random, Uniform
 from vtskip.methods.dense import Dense
 from vtskip.methods.fastv import FastV
 from vtskip.methods.mod import Mod
@@ -25,6 +25,8 @@ METHODS: dict[str, type[Method]] = {
     "skip_ffn": SkipFFN,
     "random": Random,
     "uniform": Uniform,
+    "layer_skip": LayerSkip,
+    "early_exit": EarlyExit,
 }
 
 __all__ = ["METHODS", "LayerPlanner", "Method", "MethodSpec", "get_method"]

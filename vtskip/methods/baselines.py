@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from vtskip.methods.base import LayerPlanner, Method
@@ -61,3 +62,41 @@ class UniformPlanner(LayerPlanner):
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
         kept = evenly_per_group(rows, self.keep)
         return LayerPlan.of(rows.text_and(kept, rows.kept_counts(self.keep)))
+
+
+class LayerSkip(Method):
+    """No vision row runs in the layers of ``schedule`` (every other one by default): the depth baseline of VideoLLM-MoD.
+
+    The release takes the separators between frames out as well; here they are text and stay.
+    """
+
+    paper: ClassVar[str] = "baseline of VideoLLM-MoD, arXiv 2408.16730"
+    skips: ClassVar[str] = "attention, FFN and KV of all vision rows, in every other layer"
+
+    name: Literal["layer_skip"] = "layer_skip"
+    schedule: Schedule = Interleaved()
+
+    def planner(self, layer: int, shape: DecoderShape) -> LayerPlanner | None:
+        return None if self.schedule.resolve(shape.layers, 1.0)[layer] is None else TextPlanner()
+
+
+class EarlyExit(Method):
+    """All vision rows leave at ``layer`` for good: the depth baseline of VideoLLM-MoD, and VTW (arXiv 2405.05803).
+
+    Attributes:
+        layer: the first layer without vision rows.
+    """
+
+    paper: ClassVar[str] = "VTW, arXiv 2405.05803"
+    skips: ClassVar[str] = "everything, for all vision rows, from one layer on"
+
+    name: Literal["early_exit"] = "early_exit"
+    layer: int = Field(16, ge=1)
+
+    def planner(self, layer: int, shape: DecoderShape) -> LayerPlanner | None:
+        return TextPlanner() if layer >= self.layer else None
+
+
+class TextPlanner(LayerPlanner):
+    def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
+        return LayerPlan.of(rows.text)
