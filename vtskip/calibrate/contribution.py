@@ -74,7 +74,7 @@ def contributions(
                 altered = _log_probabilities(handle, sample, vision)
                 layer.vtskip.frozen = False
                 p, q = (altered, plain) if direction == "altered" else (plain, altered)
-                scores.append((p.exp() * (p - q)).sum())
+                scores.append((p.exp() * (p - q)).sum().float())
                 if progress:
                     progress(1)
             handle.reset()
@@ -83,11 +83,10 @@ def contributions(
 
 @torch.no_grad()
 def _log_probabilities(handle: Handle, sample: Mapping[str, Any], vision: VisionOf | None) -> Tensor:
-    """Next-token log-probabilities ``[vocab]`` at the last row of one prompt."""
+    """Next-token log-probabilities ``[vocab]`` at the last row of one prompt, in fp64: a rounded sum could be negative."""
     with handle.rows(vision(sample)) if vision else nullcontext():
         logits = handle.model(**sample, use_cache=False, logits_to_keep=1).logits
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    return logits[0, -1].to(dtype).log_softmax(-1)
+    return logits[0, -1].double().log_softmax(-1)
 
 
 class _OneLayer(Method):
