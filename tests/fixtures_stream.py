@@ -69,7 +69,7 @@ def checkpoint(tmp_path_factory):
     from vtskip import attach
     from vtskip.data.tokenizer import build_word_tokenizer
     from vtskip.models.streaming_llava import StreamingLlava, StreamingLlavaConfig
-    from vtskip.saving import save_method
+    from vtskip.saving import save_pretrained
     from vtskip.template import special_ids
 
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -92,7 +92,7 @@ def checkpoint(tmp_path_factory):
         model.get_output_embeddings().weight.mul_(30)
     attach(model, {"name": "mod", "keep": 0.4})
     model.save_pretrained(folder)
-    save_method(model, folder)
+    save_pretrained(model, folder)
     tokenizer.save_pretrained(folder)
     return folder
 

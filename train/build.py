@@ -10,11 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from vtskip.data.config import DataConfig
 from vtskip.data.tokenizer import build_word_tokenizer, conversation_texts
 from vtskip.data.types import Sample
-from vtskip.errors import ConfigError, nearest
+from vtskip.errors import ConfigError, nearest, one_line
+from vtskip.loading import load
 from vtskip.methods import get_method
 from vtskip.models.streaming_llava import METHOD_KEY, StreamingLlava, StreamingLlavaConfig
 from vtskip.runtime.attach import attach
-from vtskip.saving import load
 from vtskip.streaming.loading import load_stream
 from vtskip.template import StreamTemplate, special_ids
 from vtskip.train.config import ModelRecipe, TrainConfig, Trains
@@ -126,7 +126,3 @@ def choose_trained(model: StreamingLlava, trains: Trains) -> None:
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"trains {chosen}: no parameter is left to train")
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 
+from vtskip.loading import load_state
 from vtskip.runtime.attach import attached
-from vtskip.saving import WEIGHTS_NAME, load_state, save_method
+from vtskip.saving import WEIGHTS_NAME, method_state, save_pretrained
 from vtskip.train.build import part_of
 from vtskip.train.config import Optim
 
@@ -46,7 +47,9 @@ class StreamTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save and attached(self.model) is not None:
-            save_method(self.model, output_dir or self.args.output_dir, method_part(state_dict) or None)
+            folder, gathered = Path(output_dir or self.args.output_dir), method_part(state_dict)
+            state = {key: gathered[key] for key in method_state(self.model)} if gathered else None
+            save_pretrained(self.model, folder, state=state, card=folder == Path(self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

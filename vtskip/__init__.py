@@ -28,9 +28,9 @@ _PUBLIC = {
     "StreamingLlava": "vtskip.models.streaming_llava",
     "StreamingLlavaConfig": "vtskip.models.streaming_llava",
     "StreamSession": "vtskip.streaming.session",
-    "load": "vtskip.saving",
-    "save_method": "vtskip.saving",
-    "load_method": "vtskip.saving",
+    "save_pretrained": "vtskip.saving",
+    "push_to_hub": "vtskip.saving",
+    "load_pretrained": "vtskip.loading",
     "VtskipError": "vtskip.errors",
 }
 __all__ = ["__version__", *_PUBLIC]

@@ -32,3 +32,8 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` or an empty string, for the end of an error message."""
     match = get_close_matches(str(name), [str(o) for o in options], n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, without its line breaks."""
+    return " ".join(str(error).split())

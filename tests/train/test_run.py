@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from vtskip.config import parse
 from vtskip.data.collate import StreamCollator
 from vtskip.errors import VideoError, VtskipError
-from vtskip.saving import load, method_state
+from vtskip.loading import load
+from vtskip.saving import method_state
 from vtskip.template import StreamTemplate
 from vtskip.train import TrainConfig, run
 

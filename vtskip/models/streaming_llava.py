@@ -163,7 +163,7 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
         self.vision_tower.set_grad_checkpointing(enable)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Without the parameters of an attached method: those are written by ``vtskip.saving.save_method``."""
+        """Without the parameters of an attached method: those are written by ``vtskip.save_pretrained``."""
         state = kwargs.pop("state_dict", None) or self.state_dict()
         kwargs["state_dict"] = {k: v for k, v in state.items() if METHOD_KEY not in k}
         super().save_pretrained(*args, **kwargs)

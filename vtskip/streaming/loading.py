@@ -6,10 +6,11 @@ from typing import Any, cast
 
 import torch
 
-from vtskip.errors import CheckpointError, ConfigError
+from vtskip.errors import CheckpointError, ConfigError, one_line
+from vtskip.loading import load
 from vtskip.methods import Method, get_method
 from vtskip.runtime.attach import Handle, attach
-from vtskip.saving import load, method_state
+from vtskip.saving import method_state
 from vtskip.template import StreamTemplate
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -61,7 +62,7 @@ def load_stream(folder: str | Path, device: str = "auto", dtype: str = "auto") -
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as e:
-        raise CheckpointError(f"{folder}: no tokenizer beside the model ({' '.join(str(e).split())})") from None
+        raise CheckpointError(f"{folder}: no tokenizer beside the model ({one_line(e)})") from None
     if handle is None:
         handle = attach(model, "dense")
     model.to(place)
