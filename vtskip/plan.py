@@ -184,7 +184,7 @@ class RowMap:
         return self.memo[key]
 
 
-SCORES, CARRIED = "scores", "carried"  # keys of RowMap.memo that the executor fills in
+SCORES, CARRIED, VIT_CLS = "scores", "carried", "vit_cls"  # keys of RowMap.memo that the executor fills in
 
 
 def run_lengths(row: np.ndarray) -> list[int]:
@@ -244,11 +244,14 @@ class Planner(Protocol):
         sees: ``stream`` is given the layer's input, ``normed`` the input after the layer's first norm.
         every_step: asked on steps without vision rows too.
         compact: the layer numbers the rows it runs 0, 1, 2, ... instead of by their places in the sequence.
+        needs: scores from outside the decoder, offered in ``rows.memo``: ``VIT_CLS`` ``[B, S]``, the attention of the
+            vision tower's CLS token to each row's patch (0 on other rows). Models that have none are refused at attach.
     """
 
     sees: Literal["stream", "normed"]
     every_step: bool
     compact: bool
+    needs: frozenset[str]
 
     def __call__(self, rows: RowMap, hidden: Tensor) -> LayerPlan: ...
 
