@@ -161,9 +161,13 @@ class RowMap:
     @cached_property
     def by_sample(self) -> RowMap:
         """The same rows with all vision rows of a sample in one group. Not causal: late frames compete with early ones."""
-        rank = (self.vision.long().cumsum(1) - 1).clamp(min=0).masked_fill(~self.vision, 0)
-        sizes = tuple((sum(row),) if row else () for row in self.sizes)
-        return replace(self, group=self.vision.long() - 1, offset=rank, sizes=sizes, memo={})
+        return self.one_group(self.vision, [sum(row) for row in self.sizes])
+
+    def one_group(self, mask: Tensor, counts: Sequence[int]) -> RowMap:
+        """For ranking: the rows of ``mask`` ``[B, S]`` (``counts`` of them per sample), vision or not, as one group each."""
+        rank = (mask.long().cumsum(1) - 1).clamp(min=0).masked_fill(~mask, 0)
+        sizes = tuple((n,) if n else () for n in counts)
+        return replace(self, group=mask.long() - 1, offset=rank, sizes=sizes, memo={})
 
     def per_group(self, values: Sequence[Sequence[int]]) -> Tensor:
         """Spread one host number per group over its rows: ``[B, S]`` long, 0 on rows outside any group."""
