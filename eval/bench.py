@@ -176,7 +176,7 @@ def run(config: BenchConfig, progress: Callable[[str], None] | None = None) -> d
     try:
         bench = Bench(config)
         subjects = [Subject("dense", None), Subject(CONTROL, None)]
-        subjects += [Subject(_label(spec), spec) for spec in config.methods]
+        subjects += [Subject(label(spec), spec) for spec in config.methods]
         times = _measure(bench, subjects, tell)
         rows = [_row(bench, s, times) for s in subjects]
     finally:
@@ -243,7 +243,7 @@ def _row(bench: Bench, subject: Subject, times: dict[str, dict[str, list[float]]
     }
 
 
-def _label(spec: str | dict[str, Any]) -> str:
+def label(spec: str | dict[str, Any]) -> str:
     """``mod(keep=0.2)``: the name and what was set."""
     if isinstance(spec, str):
         return spec

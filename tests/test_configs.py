@@ -41,11 +41,27 @@ def load_method(path: Path):
     return get_method(path)
 
 
+def load_calibrate(path: Path):
+    from vtskip.calibrate.config import CalibrateConfig
+
+    return load_config(CalibrateConfig, path)
+
+
 def load_bench(path: Path):
     from vtskip.eval.bench import BenchConfig
     from vtskip.methods import get_method
 
     config = load_config(BenchConfig, path)
+    for method in config.methods:
+        get_method(method)
+    return config
+
+
+def load_sweep(path: Path):
+    from vtskip.eval.sweep import SweepConfig
+    from vtskip.methods import get_method
+
+    config = load_config(SweepConfig, path)
     for method in config.methods:
         get_method(method)
     return config
@@ -67,6 +83,8 @@ LOADERS = {
     "configs/eval": load_eval,
     "configs/methods": load_method,
     "configs/bench": load_bench,
+    "configs/calibrate": load_calibrate,
+    "configs/sweep": load_sweep,
     "configs/deepspeed": load_deepspeed,
     "eval/records": lambda path: json.loads(path.read_text(encoding="utf-8")),
 }
@@ -90,6 +108,6 @@ def test_file_says_what_it_is_for(name):
 
 def test_files_named_in_texts_and_commands_exist():
     texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", *(ROOT / "configs").rglob("*.yaml")]
-    named = {m for t in texts for m in re.findall(r"configs/[\w/]+\.(?:yaml|json)", t.read_text(encoding="utf-8"))}
+    named = {m for t in texts for m in re.findall(r"configs/[\w/.-]+\.(?:yaml|json)", t.read_text(encoding="utf-8"))}
     assert named
     assert [n for n in sorted(named) if not (ROOT / n).is_file()] == []

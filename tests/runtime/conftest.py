@@ -1,0 +1,16 @@
+"""Which cells of the method x family matrix run by default; the others are ``slow``."""
+
+import pytest
+
+# Every method runs on these; every family runs these methods (one per seam: block, query, branch with gains).
+FAMILIES = {"llava-llama", "llava-mistral", "llava_onevision", "qwen2_5_vl"}
+METHODS = {"mod", "shortv", "pmod"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if {"family", "row"} <= params.keys():
+            if params["family"] not in FAMILIES and params["row"].name not in METHODS:
+                item.add_marker(pytest.mark.slow)
