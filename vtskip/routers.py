@@ -9,21 +9,23 @@ _MASK63 = (1 << 63) - 1
 
 
 class Router(nn.Module):
-    """One linear score per row: ``[B, S, hidden] -> [B, S]`` logits, computed in fp32 or wider.
+    """One linear score per row: ``[B, S, hidden] -> [B, S]`` logits (``[B, S, outputs]``), computed in fp32 or wider.
 
     Ranking bf16 scores loses part of the top-k to ties, so neither the product nor the result is ever narrower than fp32.
-    ``std`` of the initial weight; zero bias.
+    ``std`` of the initial weight; zero bias, or none.
     """
 
-    def __init__(self, hidden: int, std: float = 0.02, seed: int = 0):
+    def __init__(self, hidden: int, std: float = 0.02, seed: int = 0, outputs: int = 1, bias: bool = True):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.weight = nn.Parameter(torch.randn(1, hidden, generator=generator) * std if std else torch.zeros(1, hidden))
-        self.bias = nn.Parameter(torch.zeros(1))
+        weight = torch.randn(outputs, hidden, generator=generator) * std if std else torch.zeros(outputs, hidden)
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     def forward(self, hidden: Tensor) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, self.weight.dtype), torch.float32)
-        return nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).squeeze(-1)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), bias).squeeze(-1)
 
 
 def topk_per_group(score: Tensor, rows: RowMap, keep: float, rounding: Rounding = "ceil") -> Tensor:

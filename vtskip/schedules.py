@@ -12,16 +12,16 @@ Keep = Annotated[float, Field(gt=0.0, le=1.0, description="fraction of vision ro
 
 
 class Constant(StrictModel):
-    """Every layer from ``first`` (counted from 0) up to, not including, ``stop``."""
+    """Every layer from ``first`` up to, not including, ``stop``: a slice, so negative numbers count from the end."""
 
     kind: Literal["constant"] = "constant"
     keep: Keep | None = None
-    first: int = Field(0, ge=0)
-    stop: int | None = Field(None, ge=0)
+    first: int = 0
+    stop: int | None = None
 
     def resolve(self, layers: int, keep: float) -> list[float | None]:
-        stop = layers if self.stop is None else self.stop
-        return [(self.keep or keep) if self.first <= i < stop else None for i in range(layers)]
+        chosen = range(layers)[self.first : self.stop]
+        return [(self.keep or keep) if i in chosen else None for i in range(layers)]
 
 
 class Interleaved(StrictModel):
