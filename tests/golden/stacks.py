@@ -22,9 +22,16 @@ def configuration(item, layers: int) -> LlamaConfig:
     )
 
 
+def weights_of(item) -> dict[str, torch.Tensor]:
+    """Weights by their names in a model; some items of one layer name them without it."""
+    names = {k: k.removeprefix("weights.") for k in item.tensors if k.startswith("weights.")}
+    alone = ("self_attn.", "mlp.", "input_layernorm.", "post_attention_layernorm.", "router.")
+    return {f"layers.0.{n}" if n.startswith(alone) else n: item.tensors[k] for k, n in names.items()}
+
+
 def load_weights(model, item, absent: set[str]) -> None:
     """Every weight of ``model`` but those ``absent`` from the item; router weights are left for after attach."""
-    weights = {k.removeprefix("weights."): v for k, v in item.tensors.items() if k.startswith("weights.")}
+    weights = weights_of(item)
     known = model.state_dict().keys()
     missing = known - weights.keys() - absent
     assert not missing, f"{item.name} lacks {sorted(missing)}"
@@ -47,11 +54,7 @@ def stock_causal_lm(item, layers: int) -> LlamaForCausalLM:
 
 
 def load_routers(model: LlamaModel, item) -> None:
-    routers = {
-        k.removeprefix("weights.").replace(".router.", ".vtskip.router."): v
-        for k, v in item.tensors.items()
-        if ".router." in k and k.startswith("weights.")
-    }
+    routers = {k.replace(".router.", ".vtskip.router."): v for k, v in weights_of(item).items() if ".router." in k}
     assert not model.load_state_dict(routers, strict=False).unexpected_keys
 
 
