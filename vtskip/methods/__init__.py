@@ -11,6 +11,8 @@ from vtskip.methods.base import LayerPlanner, Method
 from vtskip.methods.baselines import EarlyExit, LayerSkip, Random, Uniform
 from vtskip.methods.dense import Dense
 from vtskip.methods.fastv import FastV
+from vtskip.methods.gamma_mod import GammaMod
+from vtskip.methods.mindskip import MindSkip
 from vtskip.methods.mod import Mod
 from vtskip.methods.pmod import PMod
 from vtskip.methods.shortv import ShortV
@@ -20,6 +22,8 @@ METHODS: dict[str, type[Method]] = {
     "dense": Dense,
     "mod": Mod,
     "pmod": PMod,
+    "gamma_mod": GammaMod,
+    "mindskip": MindSkip,
     "shortv": ShortV,
     "fastv": FastV,
     "skip_ffn": SkipFFN,
