@@ -1,6 +1,7 @@
 """Loss against keep, on a tiny language model in a folder; on SmolLM2's real weights where its package is installed."""
 
 import json
+import random
 from importlib.util import find_spec
 
 import pytest
@@ -28,7 +29,7 @@ def config(tmp_path):
     torch.manual_seed(0)
     sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "lm")
-    (tmp_path / "text.txt").write_text(" ".join(words[i * i % 40] for i in range(400)))
+    (tmp_path / "text.txt").write_text(" ".join(random.Random(0).choices(words, k=400)))
     return SweepConfig(
         lm=str(tmp_path / "lm"),
         text=str(tmp_path / "text.txt"),
