@@ -46,12 +46,17 @@ def softmax_of_last(attn: nn.Module, normed: Tensor, valid: Tensor, embeddings: 
     q, k = sys.modules[type(attn).__module__].apply_rotary_pos_emb(q, k, *embeddings)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     visible = torch.ones(length, length, dtype=torch.bool).tril() & valid[:, None, None, :]
-    logits = (q @ k.transpose(-1, -2) * attn.scaling).masked_fill(~visible, -torch.inf)
+    logits = q @ k.transpose(-1, -2) * attn.scaling
+    if (cap := getattr(attn, "attn_logit_softcapping", None)) is not None:
+        logits = cap * torch.tanh(logits / cap)
+    logits = logits.masked_fill(~visible, -torch.inf)
     last = torch.tensor([int(row.nonzero().max()) for row in valid])
     return logits.softmax(-1).mean(1)[torch.arange(batch), last]
 
 
-def masked_layer(layer: nn.Module, planner: nn.Module, index: int, rows: RowMap, decoder: nn.Module, x: Tensor, kwargs: Any):
+def masked_layer(
+    layer: nn.Module, planner: nn.Module, index: int, rows: RowMap, decoder: nn.Module, x: Tensor, kwargs: Any
+):
     """One layer on all rows, as ``X' = gain_row (X + attend gain_attn Attn + ffn gain_ffn FFN)`` says."""
     attn_out, ffn_in, ffn_out = NORMS.get(type(layer).__name__, (None, "post_attention_layernorm", None))
     normed = layer.input_layernorm(x)
@@ -63,7 +68,9 @@ def masked_layer(layer: nn.Module, planner: nn.Module, index: int, rows: RowMap,
     attend, expose, ffn = plan.attend.mask, plan.expose.mask, plan.ffn.mask
     if plan.score:
         with torch.no_grad():
-            rows.memo[SCORES, index] = softmax_of_last(layer.self_attn, normed, rows.valid, kwargs["position_embeddings"])
+            rows.memo[SCORES, index] = softmax_of_last(
+                layer.self_attn, normed, rows.valid, kwargs["position_embeddings"]
+            )
     mask, length = kwargs["attention_mask"], x.shape[1]
     allowed = torch.ones(length, length, dtype=torch.bool).tril()[None, None] if mask is None else mask
     if allowed.dtype != torch.bool:

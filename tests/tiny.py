@@ -1,57 +1,53 @@
-"""Tiny random models of every supported family, and batches of long video, short video and text for them."""
+"""One row per supported class and text backbone, and batches of long, short and text samples for each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import transformers as hf
 from torch import Tensor
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    MistralConfig,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
+from torch.nn import functional as F
 
-LAYERS, VOCAB, IMAGE_ID, VIDEO_ID, START_ID, END_ID = 4, 120, 100, 101, 102, 103
-TEXT = dict(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=LAYERS,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=VOCAB,
-    max_position_embeddings=512,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
+from tests import tiny_families as t
+from tests.tiny_families import IMAGE_ID, LAYERS, TEXT, VIDEO_ID, VOCAB, Part, pixels
+
+__all__ = ["FAMILIES", "IMAGE_ID", "LAYERS", "TEXT", "VIDEO_ID", "VOCAB", "Part", "Tiny", "pixels"]
+PARTS = {"long": [0, 1], "short": [2], "text": []}
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """One family: how to build it, the ids of a sample's parts, and the vision inputs of its images or videos.
-
-    ``part(i)`` -> (placeholder id, rows, selection groups, vision inputs) of the i-th image or video of a sample.
+    """
+    Attributes:
+        build: the stock model. part: the i-th image or video of a sample.
+        mrope: positions are the model's own, three numbers per row.
+        types: ``ids -> inputs`` that name the modality of each token. next_type: their value for generated tokens.
+        dtype, attn, tolerance: what the model can run on, and how far equal computations may lie apart there.
+        chunked: rows never see later rows of another image, so that image by image equals one shot.
+        per_sample: images are ``[samples, images, ...]`` with padding, not one list of the whole batch.
     """
 
     name: str
     build: Callable[[], torch.nn.Module]
-    part: Callable[[int], tuple[int, int, list[int], dict[str, Tensor]]]
-    wrap: tuple[int, ...] = ()
+    part: Callable[[int], Part]
+    mrope: bool = False
+    types: Callable[[Tensor], dict[str, Tensor]] = lambda ids: {}
+    next_type: int = 0
+    dtype: torch.dtype = torch.float64
+    attn: str = "sdpa"
+    tolerance: float = 1e-12
+    chunked: bool = True
+    per_sample: bool = False
 
-    def model(self, dtype: torch.dtype = torch.float64, **kwargs: Any) -> torch.nn.Module:
+    def model(self, dtype: torch.dtype | None = None) -> torch.nn.Module:
         torch.manual_seed(0)
+        dtype = dtype or self.dtype
         model = self.build().to(dtype).eval()
+        model.set_attn_implementation(self.attn)
         generator = torch.Generator().manual_seed(1)
         for parameter in model.parameters():  # random everywhere, norms too: a forgotten weight must show
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.1
@@ -59,134 +55,99 @@ class Tiny:
         model.generation_config.pad_token_id = 0
         return model
 
-    def sample(self, kind: str) -> tuple[list[int], list[dict[str, Tensor]], list[int]]:
-        """Token ids, vision inputs and group sizes of a ``long``, ``short`` or ``text`` sample."""
+    def _layout(self, kind: str) -> tuple[list[int], list[Part], list[int]]:
+        """Token ids, parts, and where each part begins."""
         text = {"long": [5, 7, 11, 6, 9], "short": [8, 5, 12], "text": [6, 13, 7, 8, 21, 9, 10]}[kind]
-        parts = {"long": [0, 1], "short": [2], "text": []}[kind]
-        ids, inputs, groups = [1, *text[:2]], [], []
-        for i in parts:
-            token, rows, sizes, tensors = self.part(i)
-            start, end = ([START_ID], [END_ID]) if self.wrap else ([], [])
-            ids += [*start, *[token] * rows, *end, 14 + i]
-            inputs.append(tensors)
-            groups += sizes
-        return ids + text[2:], inputs, groups
+        ids, parts, starts = [1, *text[:2]], [self.part(i) for i in PARTS[kind]], []
+        for i, part in zip(PARTS[kind], parts):
+            starts.append(len(ids))
+            ids += [*part.ids, 14 + i]
+        return ids + text[2:], parts, starts
 
-    def batch(self, kinds: list[str], side: str = "left", dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    def sample(self, kind: str) -> tuple[list[int], list[dict[str, Tensor]], list[int]]:
+        """Token ids, vision inputs of each part and group sizes of a ``long``, ``short`` or ``text`` sample."""
+        ids, parts, _ = self._layout(kind)
+        return ids, [part.inputs for part in parts], [n for part in parts for n in part.groups]
+
+    def starts(self, kind: str) -> list[int]:
+        """Where in a sample its images and videos begin."""
+        return self._layout(kind)[2]
+
+    def batch(self, kinds: list[str], side: str = "left", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         samples = [self.sample(kind) for kind in kinds]
         length = max(len(ids) for ids, _, _ in samples)
-        rows, mask = [], []
-        for ids, _, _ in samples:
-            pad = [0] * (length - len(ids))
-            rows.append(pad + ids if side == "left" else ids + pad)
-            mask.append([0] * len(pad) + [1] * len(ids) if side == "left" else [1] * len(ids) + [0] * len(pad))
-        batch = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}
-        for name in sorted({k for _, inputs, _ in samples for tensors in inputs for k in tensors}):
-            tensors = [t[name] for _, inputs, _ in samples for t in inputs if name in t]
-            joined = torch.cat(tensors)
-            batch[name] = joined.to(dtype) if joined.is_floating_point() else joined
-        if self.wrap:
-            ids = batch["input_ids"]
-            batch["mm_token_type_ids"] = (ids == IMAGE_ID).long() + 2 * (ids == VIDEO_ID).long()
+
+        def padded(row: list[int]) -> list[int]:
+            pad = [0] * (length - len(row))
+            return pad + row if side == "left" else row + pad
+
+        batch = {
+            "input_ids": torch.tensor([padded(ids) for ids, _, _ in samples]),
+            "attention_mask": torch.tensor([padded([1] * len(ids)) for ids, _, _ in samples]),
+        }
+        batch.update(self.join([inputs for _, inputs, _ in samples], dtype or self.dtype))
+        batch.update(self.types(batch["input_ids"]))
         # Positions of the content, whatever the padding: a padded row of a batch is the same computation as alone.
-        if not self.wrap:
+        if not self.mrope:
             batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         return batch
 
-
-def pixels(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def llava(text: Any) -> Callable[[], torch.nn.Module]:
-    def build() -> torch.nn.Module:
-        vision = CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-        )
-        config = LlavaConfig(
-            vision_config=vision, text_config=text, image_token_id=IMAGE_ID, image_seq_length=16, pad_token_id=0
-        )
-        return LlavaForConditionalGeneration(config)
-
-    return build
+    def join(self, samples: list[list[dict[str, Tensor]]], dtype: torch.dtype) -> dict[str, Tensor]:
+        """The vision inputs of a batch; items of unequal shape are filled with zeros as the processors do."""
+        joined = {}
+        for name in sorted({k for sample in samples for inputs in sample for k in inputs}):
+            rows = [[inputs[name] for inputs in sample if name in inputs] for sample in samples]
+            if self.per_sample:
+                empty = next(x for row in rows for x in row)[:, :1] * 0
+                items = [torch.cat(row, 1) if row else empty for row in rows]
+            else:
+                items = [x for row in rows for x in row]
+            shape = [max(sizes) for sizes in zip(*(x.shape[1:] for x in items))]
+            filled = [F.pad(x, [n for a, b in zip(shape[::-1], x.shape[:0:-1]) for n in (0, a - b)]) for x in items]
+            value = torch.cat(filled)
+            joined[name] = value.to(dtype) if value.is_floating_point() else value
+        return joined
 
 
-def llava_part(i: int) -> tuple[int, int, list[int], dict[str, Tensor]]:
-    return IMAGE_ID, 16, [16], {"pixel_values": pixels(i, 1, 3, 32, 32)}
+def mm_types(ids: Tensor, image: int = 1) -> dict[str, Tensor]:
+    return {"mm_token_type_ids": image * (ids == IMAGE_ID).long() + 2 * (ids == VIDEO_ID).long()}
 
 
-def onevision() -> torch.nn.Module:
-    vision = SiglipVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=48, patch_size=8
-    )
-    config = LlavaOnevisionConfig(
-        vision_config=vision,
-        text_config=Qwen2Config(**TEXT),
-        image_token_id=IMAGE_ID,
-        video_token_id=VIDEO_ID,
-        image_grid_pinpoints=[[48, 48], [48, 96]],
-        pad_token_id=0,
-    )
-    return LlavaOnevisionForConditionalGeneration(config)
+def gemma3_types(ids: Tensor) -> dict[str, Tensor]:
+    return {"token_type_ids": (ids == IMAGE_ID).long()}
 
 
-def onevision_part(i: int) -> tuple[int, int, list[int], dict[str, Tensor]]:
-    return VIDEO_ID, 3 * 9 + 1, [9, 9, 10], {"pixel_values_videos": pixels(i, 1, 3, 3, 48, 48)}
+def prefix_types(ids: Tensor) -> dict[str, Tensor]:
+    """PaliGemma: the whole prompt is prefix (0), in which every row sees every other; what is generated is suffix (1)."""
+    return {"token_type_ids": torch.zeros_like(ids)}
 
 
-def qwen2_5_vl() -> torch.nn.Module:
-    vision = dict(
-        depth=2,
-        hidden_size=16,
-        intermediate_size=24,
-        num_heads=2,
-        patch_size=4,
-        spatial_merge_size=2,
-        temporal_patch_size=2,
-        window_size=16,
-        fullatt_block_indexes=[1],
-        out_hidden_size=TEXT["hidden_size"],
-        in_channels=3,
-    )
-    text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
-    config = Qwen2_5_VLConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=IMAGE_ID,
-        video_token_id=VIDEO_ID,
-        vision_start_token_id=START_ID,
-        vision_end_token_id=END_ID,
-    )
-    return Qwen2_5_VLForConditionalGeneration(config)
-
-
-def qwen_part(i: int) -> tuple[int, int, list[int], dict[str, Tensor]]:
-    frames, height, width = (3, 2, 4)[i], 4, (6, 4, 6)[i]
-    patches = pixels(i, frames * height * width, 3 * 2 * 4 * 4)
-    if i == 1:  # an image between the videos
-        patches = pixels(i, height * width, 3 * 2 * 4 * 4)
-        return IMAGE_ID, 4, [4], {"pixel_values": patches, "image_grid_thw": torch.tensor([[1, height, width]])}
-    per_frame = height * width // 4
-    inputs = {
-        "pixel_values_videos": patches,
-        "video_grid_thw": torch.tensor([[frames, height, width]]),
-        "second_per_grid_ts": torch.tensor([1.0]),
-    }
-    return VIDEO_ID, frames * per_frame, [per_frame] * frames, inputs
-
+_PREFIX: dict[str, Any] = dict(types=prefix_types, next_type=1, chunked=False)
+_EAGER: dict[str, Any] = dict(dtype=torch.float32, attn="eager", tolerance=1e-5)  # soft-capped logits: no sdpa
 
 FAMILIES = {
-    t.name: t
-    for t in (
-        Tiny("llava-llama", llava(LlamaConfig(**TEXT)), llava_part),
-        Tiny("llava-mistral", llava(MistralConfig(**TEXT, sliding_window=24)), llava_part),
-        Tiny("llava-qwen2", llava(Qwen2Config(**TEXT)), llava_part),
-        Tiny("llava_onevision", onevision, onevision_part),
-        Tiny("qwen2_5_vl", qwen2_5_vl, qwen_part, wrap=(START_ID, END_ID)),
+    f.name: f
+    for f in (
+        Tiny("llava-llama", lambda: t.llava(hf.LlamaConfig(**TEXT)), t.image),
+        Tiny("llava-mistral", lambda: t.llava(hf.MistralConfig(**TEXT, sliding_window=24)), t.image),
+        Tiny("llava-qwen2", lambda: t.llava(hf.Qwen2Config(**TEXT)), t.image),
+        Tiny("vipllava", t.vipllava, t.image),
+        Tiny("llava_next", t.llava_next, t.anyres),
+        Tiny("llava_next_video", t.llava_next_video, t.anyres_and_video),
+        Tiny("llava_onevision", t.onevision, t.onevision_part),
+        Tiny("video_llava", t.video_llava, t.video_llava_part),
+        Tiny("qwen2_vl", t.qwen2_vl, t.qwen_part, mrope=True, types=mm_types),
+        Tiny("qwen2_5_vl", t.qwen2_5_vl, t.qwen2_5_part, mrope=True, types=mm_types),
+        Tiny("qwen3_vl", t.qwen3_vl, t.timed_part, mrope=True, types=mm_types),
+        Tiny("internvl", t.internvl, t.internvl_part),
+        Tiny("smolvlm", lambda: t.tiled("SmolVLM"), t.tiled_part, per_sample=True),
+        Tiny("idefics3", lambda: t.tiled("Idefics3"), t.tiled_part, per_sample=True),
+        Tiny("glm4v", t.glm4v, t.glm_image, mrope=True, types=mm_types),
+        Tiny("glm4v-video", t.glm4v, t.glm_video, mrope=True, types=partial(mm_types, image=2)),
+        Tiny("mistral3", t.mistral3, t.mistral3_part),
+        Tiny("video_llama_3", t.video_llama_3, t.video_llama_3_part),
+        Tiny("paligemma", lambda: t.paligemma(hf.GemmaConfig(**t.GEMMA)), t.image, **_PREFIX),
+        Tiny("paligemma-gemma2", lambda: t.paligemma(hf.Gemma2Config(**t.SOFTCAP)), t.image, **_PREFIX, **_EAGER),
+        Tiny("gemma3", t.gemma3, t.gemma3_part, types=gemma3_types),
     )
 }

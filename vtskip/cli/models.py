@@ -17,7 +17,7 @@ def command(
             "name": family.name,
             "model_class": family.model_class,
             "text": list(family.text),
-            "vision": ["image", "video"] if family.video and "image" in family.tokens else list(family.tokens),
+            "vision": family.vision,
         }
         for family in FAMILIES.values()
     ]

@@ -1,47 +1,19 @@
-"""One row per architecture: where its vision rows come from, and which decoder layers are known to be safe to split."""
+"""One row per architecture: where its vision rows come from, and how they are grouped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import nn
 
 from vtskip.errors import ModelError
+from vtskip.models import groups as g
+from vtskip.models.refused import reason_against
 from vtskip.plan import DecoderShape
 
-
-@dataclass(frozen=True)
-class LayerParts:
-    """Names of a decoder layer's norms: before and after its attention, before and after its FFN (None: it has none there).
-
-    Beside ``self_attn`` and ``mlp`` these are all its children. Compared exactly: Gemma2 and GLM-4V have the children of a
-    Llama layer and two norms more, and would run and answer wrongly.
-    """
-
-    attn_in: str = "input_layernorm"
-    attn_out: str | None = None
-    ffn_in: str = "post_attention_layernorm"
-    ffn_out: str | None = None
-
-    @property
-    def children(self) -> set[str]:
-        return {"self_attn", "mlp", *filter(None, (self.attn_in, self.attn_out, self.ffn_in, self.ffn_out))}
-
-
-PRE_NORM = LayerParts()
-GEMMA = LayerParts(
-    attn_out="post_attention_layernorm", ffn_in="pre_feedforward_layernorm", ffn_out="post_feedforward_layernorm"
-)
-GLM = LayerParts(attn_out="post_self_attn_layernorm", ffn_out="post_mlp_layernorm")
-ATTENTION_CHILDREN = {"q_proj", "k_proj", "v_proj", "o_proj"}
-OPTIONAL_ATTENTION_CHILDREN = {"q_norm", "k_norm", "rotary_emb"}
-
-Sizes = list[int] | None
-GroupSizes = Callable[[str, np.ndarray, dict[str, Any], Any], Sizes]
+PIXEL_INPUTS = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encoder_outputs")
 
 
 @dataclass(frozen=True)
@@ -49,161 +21,131 @@ class Family:
     """How a model family marks its vision rows.
 
     Attributes:
-        name: short name. model_class: the Hugging Face class.
-        text: text backbones it was tested with.
-        tokens: modality -> config attribute with its placeholder token id.
+        name: short name. model_class: the Hugging Face class; its bare model without a head is the same family.
+        text: text backbones it was tested with (``model_type`` of the decoder's configuration).
+        groups: modality -> its selection groups, a function of :mod:`vtskip.models.groups`.
+        by: what these groups are, in words: one per image, video frame or tile.
+        tokens: modality -> configuration attribute with its placeholder token id.
         inputs: names of forward arguments that bring vision into a step; without one a step is text only.
-        groups: ``(modality, here, inputs, config) -> sizes`` of that modality's selection groups (images, frames) over
-            the whole batch in order, or None where only the runs of placeholders tell; ``here`` ``[B, S]`` marks these.
         base: ``parent`` if the forward of the decoder's parent sees the inputs, ``model`` if the model's own does.
+        attends: ``causal``, or the rows that see each other both ways: those of one ``image``, or the whole ``prompt``.
+        deepstack: configuration attribute that lists the tower layers whose features are added after early decoder layers.
     """
 
     name: str
     model_class: str
     text: tuple[str, ...]
-    tokens: dict[str, str]
-    inputs: tuple[str, ...]
-    groups: GroupSizes
-    base: str = "parent"
+    groups: dict[str, g.GroupSizes]
+    by: tuple[str, ...] = ("image",)
     video: bool = False
+    tokens: tuple[tuple[str, str], ...] = (("image", "image_token_id"), ("video", "video_token_id"))
+    inputs: tuple[str, ...] = PIXEL_INPUTS
+    base: Literal["parent", "model"] = "parent"
+    attends: Literal["causal", "image", "prompt"] = "causal"
+    deepstack: str | None = None
+
+    @property
+    def vision(self) -> list[str]:
+        """What it takes: image, video."""
+        return [*(["image"] if "image" in self.groups else []), *(["video"] if self.video else [])]
+
+    def token_ids(self, config: Any) -> dict[str, int]:
+        """Modality -> placeholder token id of this model."""
+        ids = {modality: getattr(config, name, None) for modality, name in self.tokens if modality in self.groups}
+        return {modality: value for modality, value in ids.items() if value is not None}
+
+    def deepstack_layers(self, config: Any) -> int:
+        """After how many of the first decoder layers features are added to the vision rows: rows dropped for good before
+        the last of them would lose these."""
+        return len(attrgetter(self.deepstack)(config)) if self.deepstack else 0
 
 
-def _encoded(modality: str, inputs: dict[str, Any]) -> Any:
-    outputs = inputs.get("mm_encoder_outputs") or {}
-    return outputs.get(modality)
-
-
-def _encoded_sizes(modality: str, inputs: dict[str, Any]) -> Sizes:
-    """Rows per image or video of features that ``generate`` encoded beforehand."""
-    encoded = _encoded(modality, inputs)
-    return None if encoded is None else [len(item) for item in encoded.pooler_output]
-
-
-def _equal_parts(rows: int, parts: int) -> list[int]:
-    if parts == 0 or rows % parts:
-        raise ModelError(f"{rows} placeholder tokens cannot be shared evenly by {parts} images or videos")
-    return [rows // parts] * parts
-
-
-def _llava_groups(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
-    pixels = inputs.get("pixel_values")
-    if isinstance(pixels, torch.Tensor) and inputs.get("image_sizes") is None:
-        return _equal_parts(int(here.sum()), pixels.shape[0])
-    return _encoded_sizes(modality, inputs)
-
-
-def _onevision_groups(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
-    """Images of any size are runs of placeholders; a video is frames of equal size and one closing newline row."""
-    if modality == "image":
-        return _encoded_sizes(modality, inputs)
-    pixels, encoded = inputs.get("pixel_values_videos"), _encoded(modality, inputs)
-    if isinstance(pixels, torch.Tensor):
-        videos, frames = pixels.shape[:2]
-    elif encoded is not None:
-        videos = len(encoded.pooler_output)
-        frames = encoded.last_hidden_state.shape[0] // max(videos, 1)
-    else:
-        return None
-    sizes = []
-    for total in _equal_parts(int(here.sum()), videos):
-        per_frame = _equal_parts(total - 1, frames)
-        sizes += [*per_frame[:-1], per_frame[-1] + 1]
-    return sizes
-
-
-def _grid_groups(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
-    """Qwen-VL grids: ``t`` groups of ``h * w / merge^2`` rows per image or video.
-
-    ``generate`` encodes the images beforehand and drops the grids; the height and width positions then tell where a frame
-    begins: they return to those of the first row.
-    """
-    grid = inputs.get(f"{modality}_grid_thw")
-    if grid is None:
-        positions = inputs.get("position_ids")
-        return _grids_from_positions(here, positions) if positions is not None and positions.dim() == 3 else None
-    merge = config.vision_config.spatial_merge_size**2
-    return [h * w // merge for t, h, w in grid.tolist() for _ in range(t)]
-
-
-def _grids_from_positions(here: np.ndarray, positions: torch.Tensor) -> list[int]:
-    """Frame sizes from M-RoPE positions ``[3 or 4, B, S]`` (time, height, width last)."""
-    height_width = positions[-2:].expand(-1, here.shape[0], -1).cpu().numpy()
-    sizes = []
-    for row, places in zip(here, height_width.swapaxes(0, 1)):
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
-        for start, stop in zip(edges[::2], edges[1::2]):
-            run = places[:, start:stop]
-            frames = np.flatnonzero((run == run[:, :1]).all(0))
-            sizes += np.diff([*frames, stop - start]).tolist()
-    return sizes
-
-
-def _streaming_groups(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
-    return _equal_parts(int(here.sum()), int(here.sum()) // config.frame_tokens)
-
-
-_IMAGE, _IMAGE_VIDEO = {"image": "image_token_id"}, {"image": "image_token_id", "video": "video_token_id"}
+_FRAMES: tuple[str, ...] = ("image", "frame")
+_GRIDS: dict[str, g.GroupSizes] = {"image": g.grids, "video": g.grids}
 
 FAMILIES: dict[str, Family] = {
     f.model_class: f
     for f in (
+        Family("llava", "LlavaForConditionalGeneration", ("llama", "mistral", "qwen2"), {"image": g.images}),
+        Family("vipllava", "VipLlavaForConditionalGeneration", ("llama",), {"image": g.images}),
+        Family("llava_next", "LlavaNextForConditionalGeneration", ("mistral",), {"image": g.anyres_images}),
         Family(
-            "llava",
-            "LlavaForConditionalGeneration",
-            ("llama", "mistral", "qwen2"),
-            _IMAGE,
-            ("pixel_values", "mm_encoder_outputs"),
-            _llava_groups,
+            "llava_next_video",
+            "LlavaNextVideoForConditionalGeneration",
+            ("llama",),
+            {"image": g.anyres_images, "video": g.frames},
+            _FRAMES,
+            video=True,
         ),
         Family(
             "llava_onevision",
             "LlavaOnevisionForConditionalGeneration",
             ("qwen2",),
-            _IMAGE_VIDEO,
-            ("pixel_values", "pixel_values_videos", "mm_encoder_outputs"),
-            _onevision_groups,
+            {"image": g.anyres_images, "video": g.frames_and_newline},
+            _FRAMES,
             video=True,
         ),
         Family(
-            "qwen2_5_vl",
-            "Qwen2_5_VLForConditionalGeneration",
-            ("qwen2_5_vl_text",),
-            _IMAGE_VIDEO,
-            ("pixel_values", "pixel_values_videos", "mm_encoder_outputs"),
-            _grid_groups,
+            "video_llava",
+            "VideoLlavaForConditionalGeneration",
+            ("llama",),
+            {"image": g.images, "video": g.frames},
+            _FRAMES,
             video=True,
         ),
+        Family("qwen2_vl", "Qwen2VLForConditionalGeneration", ("qwen2_vl_text",), _GRIDS, _FRAMES, video=True),
+        Family("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", ("qwen2_5_vl_text",), _GRIDS, _FRAMES, video=True),
+        Family(
+            "qwen3_vl",
+            "Qwen3VLForConditionalGeneration",
+            ("qwen3_vl_text",),
+            _GRIDS,
+            _FRAMES,
+            video=True,
+            deepstack="vision_config.deepstack_visual_indexes",
+        ),
+        # Frames of a video are images to InternVL, SmolVLM and GLM-V: the template puts the image token between their times.
+        Family("internvl", "InternVLForConditionalGeneration", ("qwen2",), {"image": g.runs}, _FRAMES, video=True),
+        Family(
+            "smolvlm", "SmolVLMForConditionalGeneration", ("llama",), {"image": g.tiles}, ("tile", "frame"), video=True
+        ),
+        Family("idefics3", "Idefics3ForConditionalGeneration", ("llama",), {"image": g.tiles}, ("tile",)),
+        Family("glm4v", "Glm4vForConditionalGeneration", ("glm4v_text",), {"image": g.grids}, _FRAMES, video=True),
+        Family("mistral3", "Mistral3ForConditionalGeneration", ("mistral",), {"image": g.images}),
+        Family(
+            "video_llama_3",
+            "VideoLlama3ForConditionalGeneration",
+            ("qwen2",),
+            {"image": g.merged_grids, "video": g.merged_grids},
+            _FRAMES,
+            video=True,
+        ),
+        Family(
+            "paligemma", "PaliGemmaForConditionalGeneration", ("gemma", "gemma2"), {"image": g.images}, attends="prompt"
+        ),
+        Family("gemma3", "Gemma3ForConditionalGeneration", ("gemma3_text",), {"image": g.images}, attends="image"),
         Family(
             "streaming_llava",
             "StreamingLlava",
             ("llama", "mistral", "qwen2"),
-            {"video": "frame_id"},
-            ("frames", "frame_features"),
-            _streaming_groups,
-            base="model",
+            {"video": g.streamed_frames},
+            ("frame",),
             video=True,
+            tokens=(("video", "frame_id"),),
+            inputs=("frames", "frame_features"),
+            base="model",
         ),
     )
 }
+_BARE = {name.replace("ForConditionalGeneration", "Model"): family for name, family in FAMILIES.items()}
 
 # Text models: their layers are supported, the layout of the vision rows is given by the caller (`Handle.rows`).
+TEXT_MODELS = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3")
 TEXT_CLASSES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "LlamaModel",
-    "MistralModel",
-    "Qwen2Model",
+    *(f"{name}ForCausalLM" for name in TEXT_MODELS),
+    *(f"{name}Model" for name in TEXT_MODELS if name != "Gemma3"),
+    "Gemma3TextModel",
 )
-LAYER_CLASSES: dict[str, LayerParts] = {
-    "LlamaDecoderLayer": PRE_NORM,
-    "MistralDecoderLayer": PRE_NORM,
-    "Qwen2DecoderLayer": PRE_NORM,
-    "Qwen2_5_VLDecoderLayer": PRE_NORM,
-    "Gemma2DecoderLayer": GEMMA,
-    "Gemma3DecoderLayer": GEMMA,
-    "Glm4vTextDecoderLayer": GLM,
-}
 
 
 def supported() -> str:
@@ -217,42 +159,19 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def family_of(model: nn.Module) -> Family | None:
-    """The family of a model, None for a plain text model. Raises ModelError with the list of what is supported."""
+    """The family of a model, None for a plain text model.
+
+    Raises ModelError with the reason for a class that cannot be supported, and with the list of what is for any other.
+    """
     names = [cls.__name__ for cls in type(model).__mro__]
     for name in names:
-        if name in FAMILIES:
-            return FAMILIES[name]
-    if any(name in TEXT_CLASSES for name in names):
-        return None
+        if family := FAMILIES.get(name) or _BARE.get(name):
+            return family
+        if name in TEXT_CLASSES:
+            return None
+        if reason := reason_against(name):
+            raise ModelError(f"{names[0]} cannot be supported: {reason}")
     raise ModelError(f"{names[0]} is not a supported model; supported: {supported()}")
-
-
-def layer_class(layer: nn.Module) -> str:
-    """Class name of a decoder layer; FSDP2 puts its own prefix before it."""
-    return type(layer).__name__.removeprefix("FSDP")
-
-
-def parts_of(layer: nn.Module) -> LayerParts:
-    return LAYER_CLASSES[layer_class(layer)]
-
-
-def check_layers(layers: nn.ModuleList) -> None:
-    """Raises ModelError unless every decoder layer is of a known class with exactly the known children."""
-    for i, layer in enumerate(layers):
-        name = layer_class(layer)
-        if name not in LAYER_CLASSES:
-            raise ModelError(
-                f"decoder layer {i} is a {name}, which vtskip does not know; known: {', '.join(LAYER_CLASSES)}; "
-                f"supported models: {supported()}"
-            )
-        children, known = {n for n, _ in layer.named_children()}, LAYER_CLASSES[name].children
-        if children != known:
-            raise ModelError(f"decoder layer {i} ({name}) has children {sorted(children)}, expected {sorted(known)}")
-        attention = {n for n, _ in layer.self_attn.named_children()}
-        if not ATTENTION_CHILDREN <= attention <= ATTENTION_CHILDREN | OPTIONAL_ATTENTION_CHILDREN:
-            raise ModelError(
-                f"attention of layer {i} ({name}) has children {sorted(attention)}, which vtskip does not know"
-            )
 
 
 def decoder_of(model: nn.Module) -> tuple[nn.Module, nn.Module]:

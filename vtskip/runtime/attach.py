@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vtskip.errors import ModelError
-from vtskip.models.families import check_layers, decoder_of, family_of, parts_of, shape_of, unwrap
+from vtskip.models.families import decoder_of, family_of, shape_of, unwrap
+from vtskip.models.layers import check_layers, parts_of
 from vtskip.plan import DecoderShape, LayerPlan, Planner, RowMap
 from vtskip.runtime.layer import Execution, LayerRuntime, layer_forward, native
 from vtskip.runtime.report import Report, make_report

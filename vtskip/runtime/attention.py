@@ -80,6 +80,11 @@ def _heads(attn: nn.Module, which: str, normed: Tensor) -> Tensor:
     return (x if norm is None else norm(x)).transpose(1, 2)
 
 
+def soft_cap(attn: nn.Module) -> float | None:
+    """Gemma 2 bends its attention logits to ``cap * tanh(logits / cap)``; sdpa cannot."""
+    return getattr(attn, "attn_logit_softcapping", None)
+
+
 def _rotate(attn: nn.Module, x: Tensor, position_embeddings: tuple[Tensor, ...]) -> Tensor:
     rope = sys.modules[type(attn).__module__].apply_rotary_pos_emb
     return rope(x, x[:, :1], *position_embeddings)[0]
@@ -100,6 +105,8 @@ def last_row_scores(attn: nn.Module, normed: Tensor, valid: Tensor, position_emb
     k, _ = project_kv(attn, normed, position_embeddings)
     q = q.unflatten(1, (k.shape[1], -1))  # [B, kv_heads, heads per kv head, 1, head_dim]
     logits = (q @ k[:, :, None].transpose(-1, -2)).squeeze(-2) * attn.scaling
+    if (cap := soft_cap(attn)) is not None:
+        logits = cap * torch.tanh(logits / cap)
     hidden = ~(valid & (place <= last[:, None]))
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype).masked_fill(hidden[:, None, None], -torch.inf).softmax(-1).mean((1, 2))
@@ -133,8 +140,9 @@ def query_attention(
         return attn.o_proj(q.transpose(1, 2).reshape(batch, 0, -1))
     q = _rotate(attn, q, query_embeddings)
     impl = backend(attn)
+    cap = soft_cap(attn)
     if "flash" in impl:  # rows picked out of a sequence have no causal form there
-        impl = "sdpa"
+        impl = "sdpa" if cap is None else "eager"
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # loaded with the model; slow to import without one
 
     eager = sys.modules[type(attn).__module__].eager_attention_forward
@@ -148,5 +156,6 @@ def query_attention(
         dropout=attn.attention_dropout if attn.training else 0.0,
         scaling=attn.scaling,
         sliding_window=None,  # part of the mask
+        softcap=cap,
     )
     return attn.o_proj(out.reshape(batch, queries.width, -1).contiguous())

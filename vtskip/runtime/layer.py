@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from vtskip.kernels.rows import gather_rows, scatter_rows
-from vtskip.models.families import PRE_NORM, LayerParts
+from vtskip.models.layers import PRE_NORM, LayerParts
 from vtskip.plan import CARRIED, SCORES, LayerPlan, RowMap, RowSet
 from vtskip.runtime.attention import backend, last_row_scores, query_attention, subset_mask
 from vtskip.runtime.cache import Sink, SkipCacheLayer, cache_layer, skip_layer

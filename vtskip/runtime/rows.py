@@ -117,15 +117,12 @@ class RowReader:
         ids = tokens.cpu().numpy()  # the one device synchronisation of a forward; only steps with vision have it
         vision = np.zeros(ids.shape, bool)
         starts: list[dict[int, int]] = [{} for _ in ids]  # first row of a group -> its size
-        for modality, attribute in self.family.tokens.items():
-            token_id = getattr(self.config, attribute, None)
-            if token_id is None:
-                continue
+        for modality, token_id in self.family.token_ids(self.config).items():
             here = ids == token_id
             if not here.any():
                 continue
             vision |= here
-            sizes = self.family.groups(modality, here, inputs, self.config)
+            sizes = self.family.groups[modality](modality, here, inputs, self.config)
             _place(here, sizes, starts, modality)
         return vision, [[size for _, size in sorted(row.items())] for row in starts]
 
