@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vtskip.errors import ConfigError, ModelError
@@ -80,5 +79,5 @@ def one_prompt(sample: Mapping[str, Any]) -> None:
     if source is not None and source.shape[0] != 1:
         raise ModelError(f"calibration takes one prompt at a time, got a batch of {source.shape[0]}")
     mask = sample.get("attention_mask")
-    if torch.is_tensor(mask) and mask.dim() == 2 and not bool(mask.all()):
+    if mask is not None and mask.dim() == 2 and not bool(mask.all()):
         raise ModelError(f"calibration takes prompts without padding, got {int((mask == 0).sum())} rows of it")
