@@ -17,6 +17,7 @@ from vtskip.methods.mod import Mod
 from vtskip.methods.pmod import PMod
 from vtskip.methods.shortv import ShortV
 from vtskip.methods.skip_ffn import SkipFFN
+from vtskip.methods.skip_vision import SkipVision
 
 METHODS: dict[str, type[Method]] = {
     "dense": Dense,
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "shortv": ShortV,
     "fastv": FastV,
     "skip_ffn": SkipFFN,
+    "skip_vision": SkipVision,
     "random": Random,
     "uniform": Uniform,
     "layer_skip": LayerSkip,
