@@ -3,7 +3,6 @@
 A run that was interrupted goes on from the scores it kept and ends with the same files as one that was not.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -11,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import vtskip
 from vtskip._files import write_atomic
 from vtskip.calibrate.arank import AttentionRanks, attention_ranks
 from vtskip.calibrate.config import CalibrateConfig
 from vtskip.calibrate.contribution import LayerContribution, contributions
+from vtskip.calibrate.kept import made_with, read_kept
 from vtskip.calibrate.prompts import draw, inputs_of, prompts_of
 from vtskip.calibrate.scores import LayerScores
 from vtskip.data import Sample, build
 from vtskip.errors import CheckpointError, ConfigError
-from vtskip.saving import base_facts
 from vtskip.streaming.loading import StreamCheckpoint, load_stream
 
 SCORES, RESULT, PICTURE, METHOD = "scores.json", "calibration.json", "calibration.png", "method.yaml"
@@ -37,17 +35,17 @@ def run(config: CalibrateConfig, progress: Progress | None = None, resume: bool 
     """
     checkpoint = open_checkpoint(config)
     prompts = draw(prompts_of(build(config.clips)), config.prompts, config.seed)
-    made_with = {"config": scored_by(config), "model": model_facts(checkpoint)}
-    kept = read_kept(config.out / SCORES, made_with, prompts) if resume else []
+    made = made_with(config, checkpoint)
+    kept = read_kept(config.out / SCORES, made, prompts) if resume else []
     if progress:
         progress(len(kept), len(prompts))
     for record in score(config, checkpoint, prompts[len(kept) :]):
         kept.append(record)
-        write_json(config.out / SCORES, {"made_with": made_with, "prompts": kept})
+        write_json(config.out / SCORES, {"made_with": made, "prompts": kept})
         if progress:
             progress(len(kept), len(prompts))
     scores = layer_scores(config, kept)
-    result = result_of(config, made_with["model"], kept, scores)
+    result = result_of(config, made["model"], kept, scores)
     from vtskip.calibrate.plot import picture
 
     write_atomic(config.out / PICTURE, picture(scores, result["layers"], config.score))
@@ -99,59 +97,6 @@ def score(config: CalibrateConfig, checkpoint: StreamCheckpoint, prompts: list[S
     else:
         for values in contributions(checkpoint.model, samples(), config.direction):
             yield shown[-1] | {"values": values.tolist()}
-
-
-def scored_by(config: CalibrateConfig) -> dict[str, Any]:
-    """What the scores depend on: all of the configuration but where they go and what is chosen by them."""
-    return config.model_dump(mode="json", exclude={"out", "choose"})
-
-
-def model_facts(checkpoint: StreamCheckpoint) -> dict[str, Any]:
-    model = checkpoint.model
-    return {**base_facts(model), "frame_tokens": model.config.frame_tokens, "weights": fingerprint(model)}
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A hash over names, shapes and about 64 values of every parameter: tells trainings apart without reading it all."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
-        digest.update(f"{name}{list(parameter.shape)}".encode())
-        digest.update(flat[:: max(1, len(flat) // 64)].double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def read_kept(path: Path, made_with: dict[str, Any], prompts: list[Sample]) -> list[dict[str, Any]]:
-    """Records of an earlier run. Raises ConfigError naming what differs if they are not of this one."""
-    if not path.is_file():
-        return []
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        before, kept = flat(stored["made_with"]), list(stored["prompts"])
-        uids = [record["uid"] for record in kept]
-    except (ValueError, KeyError, TypeError) as e:
-        raise ConfigError(
-            f"{path}: not a file of scores ({type(e).__name__}: {e}); remove it or use --no-resume"
-        ) from None
-    now = flat(made_with)
-    for key in [*now, *before]:
-        if before.get(key) != now.get(key):
-            raise ConfigError(
-                f"{path} was made with {key} {before.get(key)!r}, this run has {now.get(key)!r}: use the same, another "
-                "'out', or --no-resume to start anew"
-            )
-    if uids != [prompt.uid for prompt in prompts[: len(uids)]]:
-        raise ConfigError(f"{path} holds other prompts than 'data' gives now: use another 'out', or --no-resume")
-    return kept
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of nested mappings, without the word ``config`` in front."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = "" if not prefix and key == "config" else f"{prefix}{key}"
-        out |= flat(value, f"{name}." if name else "") if isinstance(value, dict) else {name: value}
-    return out
 
 
 def layer_scores(config: CalibrateConfig, kept: list[dict[str, Any]]) -> LayerScores:
