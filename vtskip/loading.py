@@ -90,7 +90,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def load_base(base: dict[str, Any], folder: Path, **kwargs: Any) -> nn.Module:
     """The base model on record, in eval mode. Raises CheckpointError if there is none or it cannot be read."""
-    source, name = folder, base.get("model_class")
+    name: Any = base.get("model_class")
+    source: Any = folder
     if not (folder / "config.json").is_file():
         source, revision = base.get("name_or_path"), base.get("revision")
         kwargs = kwargs if revision is None else {"revision": revision} | kwargs
@@ -160,9 +161,9 @@ def without_unknown(method: type[Method], values: dict[str, Any]) -> tuple[dict[
     except ValidationError as e:
         for location in (fault["loc"] for fault in e.errors() if fault["type"] == "extra_forbidden"):
             node: Any = values
-            path = []
+            path: list[str] = []
             for part in location[:-1]:
-                if isinstance(node, list) or (isinstance(node, dict) and part in node):  # else the tag of a union
+                if isinstance(node, list) or part in node:  # else the tag of a union
                     node, path = node[part], [*path, str(part)]
             del node[location[-1]]
             dropped.append(".".join([*path, str(location[-1])]))

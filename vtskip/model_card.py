@@ -25,14 +25,14 @@ TEXT_ROWS, VISION_ROWS = 64, 576  # the reference prompt: LLaVA-1.5's image and 
 Shares = tuple[float, float, float]
 
 
-def write_card(handle: Handle, config: dict[str, Any], folder: Path) -> None:
+def write_card(handle: Handle, config: dict[str, Any], folder: Path, name: str) -> None:
     """Write ``README.md`` and, where matplotlib is installed, the picture of the plan.
 
     A card that is there already (peft's, or one that somebody has edited) keeps its text: only the part between our
     marks is exchanged, or added at its end.
 
     Args:
-        config: what ``vtskip_config.json`` holds. folder: its name is what the lines to load it with name.
+        config: what ``vtskip_config.json`` holds. name: what to load it by, a folder or Hub repository.
     """
     report, measured = what_ran(handle)
     shares = [kept_shares(layer) for layer in report.layers]
@@ -43,7 +43,7 @@ def write_card(handle: Handle, config: dict[str, Any], folder: Path) -> None:
             *about(handle, config),
             *plan_part(shares, measured, picture),
             *cost_part(report),
-            *loading_part(config, folder.name),
+            *loading_part(config, name),
             f"Written by vtskip {config['vtskip_version']} with torch {torch.__version__} and {transformers_version()}.",
             END,
         ]
@@ -59,7 +59,7 @@ def what_ran(handle: Handle) -> tuple[Report, str]:
     """The report of what ran, or of the reference prompt, and a sentence that says which."""
     if handle.state.last_rows is not None:
         report = handle.report()
-        return report, f"Both tables are measured, over {report.forwards} forwards since the method was attached."
+        return report, f"Both tables are measured; forwards since the method was attached: {report.forwards}."
     return reference_report(handle), (
         f"Both tables are from the cost model, for one prompt of {TEXT_ROWS} text rows and an image of {VISION_ROWS} rows."
     )
@@ -174,7 +174,7 @@ def cost_part(report: Report) -> list[str]:
     return ["## Cost", head + "\n".join(lines)]
 
 
-def loading_part(config: dict[str, Any], folder: str) -> list[str]:
+def loading_part(config: dict[str, Any], name: str) -> list[str]:
     base = config["base"]
     library = "vtskip" if base["model_class"] == "StreamingLlava" else "transformers"
     revision = f", revision={quoted(base['revision'])}" if base["revision"] else ""
@@ -182,7 +182,7 @@ def loading_part(config: dict[str, Any], folder: str) -> list[str]:
         "import vtskip",
         f"from {library} import {base['model_class']}",
         f"model = {base['model_class']}.from_pretrained({quoted(base['name_or_path'] or 'BASE MODEL')}{revision})",
-        f"handle = vtskip.load_pretrained(model, {quoted(folder)})",
+        f"handle = vtskip.load_pretrained(model, {quoted(name)})",
     ]
     return ["## Load it", "```python\n" + "\n".join(lines) + "\n```"]
 
@@ -201,6 +201,7 @@ def draw(path: Path, shares: Sequence[Shares], name: str) -> bool:
     """Kept rows per layer as a chart, a PNG file. False where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         return False
     figure = Figure(figsize=(8, 2.6), layout="constrained")
@@ -210,7 +211,7 @@ def draw(path: Path, shares: Sequence[Shares], name: str) -> bool:
     axes.plot(layers, ffn, "o", color="#08519c", markersize=4, label="vision rows in the FFN")
     axes.plot(layers, cache, "_", color="#d94801", markersize=8, markeredgewidth=2, label="rows in the KV cache")
     axes.set(title=name, xlabel="decoder layer", ylabel="kept", ylim=(0, 1.05))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=3, frameon=False, fontsize=8)
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=120)

@@ -81,7 +81,12 @@ def whole(key: str, tensor: Tensor) -> Tensor:
 
 
 def save_pretrained(
-    model: nn.Module, folder: str | Path, *, state: dict[str, Tensor] | None = None, card: bool = True
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    state: dict[str, Tensor] | None = None,
+    card: bool = True,
+    name: str | None = None,
 ) -> None:
     """Write the attached method into ``folder``: configuration, trained parameters and a model card.
 
@@ -89,6 +94,7 @@ def save_pretrained(
         model: with a method attached, bare or inside a PEFT wrapper. The base model's own weights are not written.
         state: parameters gathered by the caller (ZeRO-3), by the keys of :func:`method_state`.
         card: write ``README.md`` too, or the method's part of one that is there already.
+        name: what the card says to load; the folder's name by default.
 
     Raises:
         CheckpointError: no method is attached, or its parameters are not in this process.
@@ -107,7 +113,7 @@ def save_pretrained(
     write_atomic(folder / WEIGHTS_NAME, save(weights))
     write_atomic(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
     if card:
-        write_card(handle, config, folder)
+        write_card(handle, config, folder, name or folder.name)
 
 
 def push_to_hub(
@@ -129,14 +135,12 @@ def push_to_hub(
         raise CheckpointError(f"{repo_id}: not logged in to the Hugging Face Hub; run `hf auth login` or pass token=")
     api = HfApi(token=token)
     with TemporaryDirectory() as folder:
-        save_pretrained(model, Path(folder) / repo_id)
+        save_pretrained(model, folder, name=repo_id)
         try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=Path(folder) / repo_id,
-                revision=revision,
-                commit_message=commit_message,
-            ).commit_url
+            repo = api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo.repo_id, folder_path=folder, revision=revision, commit_message=commit_message
+            )
         except (OSError, ValueError) as e:
             raise CheckpointError(f"{repo_id}: the Hugging Face Hub refused it ({one_line(e)})") from None
+    return commit.commit_url
