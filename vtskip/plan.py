@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -36,6 +36,8 @@ class RowSet:
     The counts are known on the host, so that gathering them needs no device synchronisation.
     """
 
+    least = 0  # rows that run in any case, see `run_at_least_one`
+
     def __init__(self, mask: Tensor, counts: Sequence[int]):
         self.mask = mask
         self.counts = tuple(int(c) for c in counts)
@@ -43,7 +45,7 @@ class RowSet:
     @property
     def width(self) -> int:
         """Rows of the longest sample: the second dimension of a gathered batch."""
-        return max(self.counts, default=0)
+        return max([self.least, *self.counts])
 
     @cached_property
     def index(self) -> Tensor:
@@ -67,6 +69,13 @@ class RowSet:
         """``index`` over the flattened batch, ``[B * width]``."""
         batch, length = self.mask.shape
         return (self.index + torch.arange(batch, device=self.index.device)[:, None] * length).reshape(-1)
+
+    def run_at_least_one(self) -> None:
+        """Make an empty set one filler row wide (what is computed on fillers is thrown away)."""
+        if self.width == 0 and self.mask.shape[1]:
+            self.least = 1
+            for name in ("index", "ok", "flat_index"):
+                self.__dict__.pop(name, None)
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -137,6 +146,11 @@ class RowMap:
             text_counts=tuple(int(n) for n in (valid & ~vision).sum(1)),
         )
 
+    def to(self, device: torch.device) -> RowMap:
+        """These rows on another device, with what the methods have noted so far (layers of a model may be spread out)."""
+        moved = {f.name: moved_to(getattr(self, f.name), device) for f in fields(self)}
+        return RowMap(**moved)
+
     @property
     def has_vision(self) -> bool:
         return any(map(any, self.sizes))
@@ -186,6 +200,15 @@ class RowMap:
         if key not in self.memo:
             self.memo[key] = self.per_group([[rows_to_keep(keep, s, rounding) for s in row] for row in self.sizes])
         return self.memo[key]
+
+
+def moved_to(value: Any, device: torch.device) -> Any:
+    """Tensors, row sets and row maps, alone or in a dict, on ``device``; anything else as it is."""
+    if isinstance(value, (Tensor, RowMap)):
+        return value.to(device)
+    if isinstance(value, RowSet):
+        return RowSet(value.mask.to(device), value.counts)
+    return {k: moved_to(v, device) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 SCORES, CARRIED, VIT_CLS = "scores", "carried", "vit_cls"  # keys of RowMap.memo that the executor fills in
@@ -242,7 +265,9 @@ class LayerPlan:
 class Planner(Protocol):
     """Decides for one layer; an ``nn.Module``, so that router parameters live inside the layer they route.
 
-    A pure function of its inputs: the same rows and hidden states give the same plan, whatever was seen before.
+    A pure function of its inputs: the same rows and hidden states give the same plan, whatever was seen before. In training
+    it is asked on steps without vision rows too, and then leaves every row running: a process whose batch has no image
+    has to call the same modules as the others.
 
     Attributes:
         sees: ``stream`` is given the layer's input, ``normed`` the input after the layer's first norm.
@@ -258,10 +283,6 @@ class Planner(Protocol):
     needs: frozenset[str]
 
     def __call__(self, rows: RowMap, hidden: Tensor) -> LayerPlan: ...
-
-    def touch(self, hidden: Tensor) -> Tensor | None:
-        """A zero that depends on every parameter (steps without vision rows must not leave a rank without gradients)."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,6 @@ class LayerPlanner(nn.Module):
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
         raise NotImplementedError
 
-    def touch(self, hidden: Tensor) -> Tensor | None:
-        """A zero that depends on the router, for training steps without vision rows; None without a router."""
-        router = self._modules.get("router")
-        return None if router is None else router(hidden[:, :1]).sum() * 0
-
 
 class Method(StrictModel):
     """Base of all methods. The same object comes from Python, a dict, or a YAML file.

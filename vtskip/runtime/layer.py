@@ -49,15 +49,17 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
     run: LayerRuntime = planner.runtime
     kwargs.update(zip(run.arg_names, args))
     rows = run.shared.rows
-    if rows is None or not (rows.has_vision or planner.every_step):
-        if layer.training and torch.is_grad_enabled():
-            zero = planner.touch(hidden_states)
-            hidden_states = hidden_states if zero is None else hidden_states + zero.to(hidden_states.dtype)
+    if rows is None or not (rows.has_vision or planner.every_step or run.shared.uniform):
         return text_step(layer, hidden_states, kwargs)
+    if rows.vision.device != hidden_states.device:  # the first layer on another device
+        rows = run.shared.rows = rows.to(hidden_states.device)
     stored = cache_layer(kwargs.get("past_key_values"), run.index)
     rows.memo[CARRIED, run.index] = getattr(stored, "carry", None)
     norm = getattr(layer, run.parts.attn_in)
     plan = planner(rows, norm(hidden_states) if planner.sees == "normed" else hidden_states)
+    if run.shared.uniform:
+        for rows_run in (plan.attend, plan.expose, plan.ffn):
+            rows_run.run_at_least_one()
     if plan.edit is not None:
         hidden_states = plan.edit
     execution = Execution(layer, rows, plan, hidden_states, kwargs)
@@ -247,7 +249,8 @@ class Execution:
         place = torch.arange(rows.width, device=like.device).expand(self.batch, -1)
         if rows.ok is not None:
             place = (rows.ok.long().cumsum(1) - 1).clamp(min=0)
-        return self.layer.vtskip.runtime.rotary(like, first + place)
+        cos, sin = self.layer.vtskip.runtime.rotary(like, first + place)
+        return cos.to(like.device), sin.to(like.device)
 
     def mask(self, rows: RowSet, key_pos: Tensor, key_ok: Tensor | None) -> Tensor | None:
         """None where causal-by-order is right: the same rows as queries and keys, or a single query that sees all."""

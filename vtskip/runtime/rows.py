@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vtskip.errors import ModelError
 from vtskip.models.families import Family
+from vtskip.models.sharding import same_modules
 from vtskip.plan import RowMap, run_lengths
 from vtskip.runtime.stats import StepState
 
@@ -58,9 +59,10 @@ class RowReader:
         return {**dict(zip(self.arg_names, args)), **kwargs}
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = self.bind(args, kwargs)
+        inputs, state = self.bind(args, kwargs), self.state
         rows = self.read(inputs)
-        self.state.begin(self.read_text(inputs) if rows is None and self.state.every_step else rows)
+        state.uniform = same_modules(module)
+        state.begin(self.read_text(inputs) if rows is None and (state.every_step or state.uniform) else rows)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if output is None:  # the forward raised: nothing to count

@@ -58,6 +58,7 @@ class StepState:
         layers: sums per layer over steps with vision rows, and the pairs of all steps; ``text_rows`` are the rows of the
             steps without, which ran everywhere.
         every_step: some layer wants a plan on steps without vision rows too; ``rows`` then holds text rows there.
+        uniform: every process has to call the same modules in this forward, whatever its rows.
         aux: auxiliary losses of the running forward.
         running: layer -> (its plan, rows already cached) of the current forward; ``plans`` of the last one with vision rows.
     """
@@ -65,6 +66,7 @@ class StepState:
     rows: RowMap | None = None
     override: Any = None
     every_step: bool = False
+    uniform: bool = False
     aux: list[Tensor] = field(default_factory=list)
     layers: list[LayerCount] = field(default_factory=list)
     dense: LayerCount = field(default_factory=LayerCount)

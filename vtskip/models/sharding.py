@@ -1,0 +1,30 @@
+"""Weights that DeepSpeed has cut up, and what a model spread over processes asks of a forward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def partitioned(tensor: Tensor) -> bool:
+    """True for a parameter under ZeRO-3: between the calls of its module it holds nothing."""
+    return hasattr(tensor, "ds_id")
+
+
+def same_modules(module: nn.Module) -> bool:
+    """Whether every process has to call the same modules in the same order, whatever its rows.
+
+    In training, because gradients are summed over processes in the order in which they arrive, and a module that is not
+    called has none. Under ZeRO-3 in every forward, because each call gathers the module's weights from all processes.
+    """
+    return (module.training and torch.is_grad_enabled()) or partitioned(next(module.parameters()))
+
+
+def gathered(parameter: Tensor) -> Tensor:
+    """A parameter with the parts that ZeRO-3 has spread. Every process has to ask for it, and in the same order."""
+    if not partitioned(parameter):
+        return parameter.detach()
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
