@@ -27,6 +27,7 @@ class Tiny:
         mrope: positions are the model's own, three numbers per row.
         types: ``ids -> inputs`` that name the modality of each token. next_type: their value for generated tokens.
         dtype, attn, tolerance: what the model can run on, and how far equal computations may lie apart there.
+        beams: transformers can repeat encoded images or videos for several sequences per sample.
         chunked: rows never see later rows of another image, so that image by image equals one shot.
         per_sample: images are ``[samples, images, ...]`` with padding, not one list of the whole batch.
     """
@@ -40,6 +41,7 @@ class Tiny:
     dtype: torch.dtype = torch.float64
     attn: str = "sdpa"
     tolerance: float = 1e-12
+    beams: bool = True
     chunked: bool = True
     per_sample: bool = False
 
@@ -143,9 +145,9 @@ FAMILIES = {
         Tiny("smolvlm", lambda: t.tiled("SmolVLM"), t.tiled_part, per_sample=True),
         Tiny("idefics3", lambda: t.tiled("Idefics3"), t.tiled_part, per_sample=True),
         Tiny("glm4v", t.glm4v, t.glm_image, mrope=True, types=mm_types),
-        Tiny("glm4v-video", t.glm4v, t.glm_video, mrope=True, types=partial(mm_types, image=2)),
+        Tiny("glm4v-video", t.glm4v, t.glm_video, mrope=True, types=partial(mm_types, image=2), beams=False),
         Tiny("mistral3", t.mistral3, t.mistral3_part),
-        Tiny("video_llama_3", t.video_llama_3, t.video_llama_3_part),
+        Tiny("video_llama_3", t.video_llama_3, t.video_llama_3_part, beams=False),
         Tiny("paligemma", lambda: t.paligemma(hf.GemmaConfig(**t.GEMMA)), t.image, **_PREFIX),
         Tiny("paligemma-gemma2", lambda: t.paligemma(hf.Gemma2Config(**t.SOFTCAP)), t.image, **_PREFIX, **_EAGER),
         Tiny("gemma3", t.gemma3, t.gemma3_part, types=gemma3_types),

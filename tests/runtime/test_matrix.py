@@ -162,14 +162,20 @@ def test_generate(model, family, row):
         assert handle.last_rows.sizes == sizes == tuple(tuple(family.sample(kind)[2]) for kind in KINDS)
         first = prompt.index_fill(1, torch.tensor([2]), -torch.inf).argmax(-1)  # min_new_tokens forbids eos
         assert torch.equal(first, greedy[:, 0])
+        for i, kind in enumerate(KINDS):
+            single = family.batch([kind])
+            single.pop("position_ids", None)
+            assert torch.equal(model.generate(**single, do_sample=False, **settings)[0, -4:], greedy[i])
+        if not family.beams:
+            return
         beams = model.generate(**batch, do_sample=False, num_beams=3, num_return_sequences=2, **settings)[:, -4:]
+        assert handle.last_rows.sizes == tuple(row for row in sizes for _ in range(3))
         torch.manual_seed(0)
         sampled = model.generate(**batch, do_sample=True, num_return_sequences=2, **settings)[:, -4:]
         assert beams.shape == sampled.shape == (2 * len(KINDS), 4)
         for i, kind in enumerate(KINDS):
             single = family.batch([kind])
             single.pop("position_ids", None)
-            assert torch.equal(model.generate(**single, do_sample=False, **settings)[0, -4:], greedy[i])
             alone = model.generate(**single, do_sample=False, num_beams=3, num_return_sequences=2, **settings)
             assert torch.equal(alone[:, -4:], beams[2 * i : 2 * i + 2])
 

@@ -73,7 +73,7 @@ FAMILIES: dict[str, Family] = {
             "llava_next_video",
             "LlavaNextVideoForConditionalGeneration",
             ("llama",),
-            {"image": g.anyres_images, "video": g.frames},
+            {"image": g.anyres_images, "video": g.pooled_frames},
             _FRAMES,
             video=True,
         ),

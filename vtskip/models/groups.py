@@ -46,6 +46,11 @@ def _pairs(image_sizes: Any) -> list[tuple[int, int]]:
     return [(int(h), int(w)) for h, w in torch.as_tensor(image_sizes).tolist()]
 
 
+def _side(config: Any) -> int:
+    """Patches along one side of the tower's input."""
+    return config.vision_config.image_size // config.vision_config.patch_size
+
+
 def runs(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
     """Every run of placeholders is a group: the template puts text around each image (with its tiles) and each frame."""
     return None
@@ -63,11 +68,19 @@ def images(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any)
 
 
 def frames(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
-    """One group per video frame, all of equal size, videos of ``[videos, frames, ...]`` pixels."""
-    pixels, encoded = _pixels(modality, inputs), _encoded(modality, inputs)
-    if pixels is not None:
-        return _equal_parts(int(here.sum()), pixels.shape[0] * pixels.shape[1])
-    return None if encoded is None else _equal_parts(int(here.sum()), encoded.last_hidden_state.shape[0])
+    """One group per video frame, all of equal size; encoded features come frame by frame."""
+    pixels = _pixels(modality, inputs)
+    if pixels is None:
+        return _encoded_sizes(modality, inputs)
+    return _equal_parts(int(here.sum()), pixels.shape[0] * pixels.shape[1])
+
+
+def pooled_frames(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
+    """LLaVA-NeXT-Video: one group per frame of a video, pooled; encoded features come video by video."""
+    if _pixels(modality, inputs) is None and _encoded(modality, inputs) is None:
+        return None
+    side = _side(config) // config.spatial_pool_stride
+    return _equal_parts(total := int(here.sum()), total // side**2)
 
 
 def anyres_images(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
@@ -76,7 +89,7 @@ def anyres_images(modality: str, here: np.ndarray, inputs: dict[str, Any], confi
     if shapes is None:
         return _encoded_sizes(modality, inputs)
     pairs, alone = _pairs(shapes), inputs.get("batch_num_images")
-    side = config.vision_config.image_size // config.vision_config.patch_size
+    side = _side(config)
     # Several images in one sample are not cut into tiles: their whole view and one newline row.
     tiled = (
         [True] * len(pairs) if alone is None else [n == 1 for n in torch.as_tensor(alone).tolist() for _ in range(n)]
@@ -106,16 +119,12 @@ def _tile_rows(pair: tuple[int, int], side: int, config: Any) -> int:
 def frames_and_newline(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
     """OneVision: a video is frames of equal size and one closing newline row, which joins the last frame."""
     pixels, encoded = _pixels(modality, inputs), _encoded(modality, inputs)
-    if pixels is not None:
-        videos, count = pixels.shape[:2]
-    elif encoded is not None:
-        videos = len(encoded.pooler_output)
-        count = encoded.last_hidden_state.shape[0] // max(videos, 1)
-    else:
+    if pixels is None and encoded is None:
         return None
+    videos = pixels.shape[0] if pixels is not None else len(encoded.pooler_output)
     sizes = []
     for total in _equal_parts(int(here.sum()), videos):
-        per_frame = _equal_parts(total - 1, count)
+        per_frame = _equal_parts(total - 1, (total - 1) // math.ceil(_side(config) / 2) ** 2)
         sizes += [*per_frame[:-1], per_frame[-1] + 1]
     return sizes
 
@@ -123,14 +132,14 @@ def frames_and_newline(modality: str, here: np.ndarray, inputs: dict[str, Any], 
 def tiles(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
     """SmolVLM, Idefics3: one group per tile, each between tokens that name its row and column; a video frame is one tile."""
     pixels, encoded = _pixels(modality, inputs), _encoded(modality, inputs)
-    total = int(here.sum())
     if encoded is not None:
-        return _equal_parts(total, encoded.last_hidden_state.shape[0])
-    if pixels is None:
+        patches = encoded.last_hidden_state.shape[1]
+    elif pixels is not None:
+        height, width = (n // config.vision_config.patch_size for n in pixels.shape[-2:])
+        patches = height * width
+    else:
         return None
-    patch, merge = config.vision_config.patch_size, config.scale_factor**2
-    height, width = pixels.shape[-2:]
-    return _equal_parts(total, max(total // max((height // patch) * (width // patch) // merge, 1), 1))
+    return _equal_parts(total := int(here.sum()), total // (patches // config.scale_factor**2))
 
 
 def grids(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
