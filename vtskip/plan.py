@@ -33,14 +33,16 @@ def rows_to_keep(keep: float, size: int, rounding: Rounding = "ceil") -> int:
 class RowSet:
     """A subset of the rows of every sample: ``mask`` ``[B, S]`` bool, and how many rows each sample has in it.
 
-    The counts are known on the host, so that gathering them needs no device synchronisation.
+    The counts are known on the host, so that gathering them needs no device synchronisation. ``samples``: the places in the
+    batch that ``mask`` and ``counts`` are about, None for all of it.
     """
 
     least = 0  # rows that run in any case, see `run_at_least_one`
 
-    def __init__(self, mask: Tensor, counts: Sequence[int]):
+    def __init__(self, mask: Tensor, counts: Sequence[int], samples: tuple[int, ...] | None = None):
         self.mask = mask
         self.counts = tuple(int(c) for c in counts)
+        self.samples = samples
 
     @property
     def width(self) -> int:
@@ -68,7 +70,16 @@ class RowSet:
     def flat_index(self) -> Tensor:
         """``index`` over the flattened batch, ``[B * width]``."""
         batch, length = self.mask.shape
-        return (self.index + torch.arange(batch, device=self.index.device)[:, None] * length).reshape(-1)
+        sample = torch.tensor(self.samples or range(batch), device=self.index.device)
+        return (self.index + sample[:, None] * length).reshape(-1)
+
+    @cached_property
+    def packed(self) -> RowSet:
+        """The same rows without the samples that have none; itself where every sample has some, or no sample has."""
+        some = [b for b, count in enumerate(self.counts) if count]
+        if self.samples is not None or len(some) in (0, len(self.counts)):
+            return self
+        return RowSet(self.mask[some], [self.counts[b] for b in some], tuple(some))
 
     def run_at_least_one(self) -> None:
         """Make an empty set one filler row wide (what is computed on fillers is thrown away)."""
