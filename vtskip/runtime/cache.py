@@ -23,6 +23,8 @@ class SkipCacheLayer(DynamicLayer):
         ragged: True once the slots are not simply the positions 0 to seen - 1.
         window: sliding window of the layer, in logical positions, or None.
         carry: ``[B, ...]``, a method's per-sample decision for later steps, or None.
+        samples: the places in a batch of ``batch`` samples that hold any rows, where not all do: ``B`` above is then their
+            number. None: all.
     """
 
     def __init__(self, window: int | None = None):
@@ -34,6 +36,8 @@ class SkipCacheLayer(DynamicLayer):
         self.pos: Tensor | None = None
         self.ok: Tensor | None = None
         self.carry: Tensor | None = None
+        self.samples: tuple[int, ...] | None = None
+        self.batch = 0
 
     @classmethod
     def adopt(cls, layer: CacheLayerMixin | None) -> SkipCacheLayer:
@@ -61,6 +65,27 @@ class SkipCacheLayer(DynamicLayer):
     @property
     def slots(self) -> int:
         return 0 if self.pos is None else self.pos.shape[1]
+
+    def hold(self, samples: tuple[int, ...] | None, batch: int) -> bool:
+        """Get ready for rows of these samples alone (None: of all); False if others hold rows already, which then stay."""
+        self.batch = batch
+        if self.samples == samples:
+            return True
+        if not self.slots:
+            self.samples, self.is_initialized = samples, False
+            return True
+        if self.samples is not None:
+            place, real = self._places()
+            ok = _or_true(self.ok, self.pos)[place] & real[:, None]
+            self.keys, self.values, self.pos, self.ok = self.keys[place], self.values[place], self.pos[place], ok
+            self.samples = None
+        return samples is None
+
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """For every sample of the batch, where among those held it is (0 if it is not), and whether it is."""
+        samples = range(self.batch) if self.samples is None else self.samples
+        real = torch.tensor([b in samples for b in range(self.batch)], device=self.pos.device)
+        return (real.long().cumsum(0) - 1).clamp(min=0), real
 
     def filled(self) -> Tensor | int:
         """Rows each sample really holds, ``[B]``, or one number for all."""
@@ -97,14 +122,14 @@ class SkipCacheLayer(DynamicLayer):
         all_keys, all_values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
         if stored is None:
             self.keys, self.values, self.pos, self.ok = all_keys, all_values, all_pos, all_ok
-            self.ragged |= ok is not None or pos.shape[1] != steps
+            self.ragged |= ok is not None or pos.shape[1] != steps or self.samples is not None
         else:
             index, index_ok = stored
             heads = index[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
             self.pos, self.ok = self.visible(pos.gather(1, index), index_ok)
             self.keys = torch.cat([self.keys, keys.gather(2, heads)], 2)
             self.values = torch.cat([self.values, values.gather(2, heads)], 2)
-            self.ragged |= index_ok is not None or index.shape[1] != steps
+            self.ragged |= index_ok is not None or index.shape[1] != steps or self.samples is not None
         self.seen += steps
         if self.window is not None and self.seen >= self.window:
             self._select((self.pos > self.seen - self.window).any(0))
@@ -129,6 +154,7 @@ class SkipCacheLayer(DynamicLayer):
         if tokens_to_remove == 0 or self.pos is None:
             return
         self.seen = max(self.seen + tokens_to_remove, 0)
+        self.carry = self.carry if self.seen else None
         self.ok = _or_true(self.ok, self.pos) & (self.pos < self.seen)
         self._select(self.ok.any(0))
         if bool(self.ok.all()):
@@ -136,7 +162,7 @@ class SkipCacheLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.seen, self.ragged, self.pos, self.ok, self.carry = 0, False, None, None, None
+        self.seen, self.ragged, self.pos, self.ok, self.carry, self.samples = 0, False, None, None, None, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._samples(lambda t: t.index_select(0, beam_idx.to(t.device)))
@@ -148,9 +174,19 @@ class SkipCacheLayer(DynamicLayer):
         self._samples(lambda t: t.repeat_interleave(repeats, dim=0))
 
     def _samples(self, change: Callable[[Tensor], Tensor]) -> None:
+        held = change
+        if self.pos is not None and self.samples is not None:
+            place, real = map(change, self._places())
+            index, self.batch, self.samples = place[real], len(real), tuple(real.nonzero().flatten().tolist())
+
+            def held(t: Tensor) -> Tensor:
+                return t[index]
+
         if self.pos is not None:
-            self.keys, self.values, self.pos = change(self.keys), change(self.values), change(self.pos)
-            self.ok = None if self.ok is None else change(self.ok)
+            self.keys, self.values, self.pos = held(self.keys), held(self.values), held(self.pos)
+            self.ok = None if self.ok is None else held(self.ok)
+            if self.samples == ():
+                self._select(self.pos.new_zeros(self.slots, dtype=torch.bool))
         self.carry = None if self.carry is None else change(self.carry)
 
     def _select(self, columns: Tensor) -> None:
