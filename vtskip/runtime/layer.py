@@ -66,7 +66,7 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
     if plan.score:
         embeddings = kwargs["position_embeddings"]
         rows.memo[SCORES, run.index] = last_row_scores(layer.self_attn, norm(hidden_states), rows.valid, embeddings)
-    run.shared.record(run.index, plan, execution.slots)
+    run.shared.record(run.index, plan, execution.slots, execution.attend.samples)
     out = execution.run(hidden_states)
     if plan.carry is not None and execution.cache is not None:
         skip_layer(execution.cache, run.index).carry = plan.carry
@@ -103,7 +103,11 @@ def checkpointed(layer: nn.Module, body, *tensors: Tensor | None) -> Tensor:
 
 
 class Execution:
-    """One plan on one layer call. ``slots``: rows already in this layer's cache, for the cost model."""
+    """One plan on one layer call.
+
+    ``attend``: the plan's attending rows, without the samples that have none where nothing stands against it.
+    ``slots``: rows already in this layer's cache, for the cost model.
+    """
 
     def __init__(self, layer: nn.Module, rows: RowMap, plan: LayerPlan, x: Tensor, kwargs: dict[str, Any]):
         self.layer, self.rows, self.plan, self.kwargs = layer, rows, plan, kwargs
@@ -118,6 +122,14 @@ class Execution:
         self.past = 0 if stored is None else int(stored.get_seq_length())
         self.ragged = isinstance(stored, SkipCacheLayer) and stored.ragged
         self.slots = stored.slots if isinstance(stored, SkipCacheLayer) else self.past
+        self.attend = self.pack()
+
+    def pack(self) -> RowSet:
+        rows = self.plan.attend
+        packed = rows.packed if rows is self.plan.expose else rows
+        if isinstance(self.stored, SkipCacheLayer):
+            return packed if self.stored.hold(packed.samples, self.batch) else rows
+        return rows if self.past else packed
 
     def run(self, x: Tensor) -> Tensor:
         plan = self.plan
@@ -131,7 +143,7 @@ class Execution:
     # ---------------------------------------------------------------- the seams
 
     def block(self, x: Tensor) -> Tensor:
-        plan, rows = self.plan, self.plan.attend
+        plan, rows = self.plan, self.attend
         base = scaled(x, plan.gain_row) if plan.gain_skipped else x
         if rows.width == 0:
             self.write_nothing(x)
@@ -143,7 +155,7 @@ class Execution:
         return scatter_rows(base, rows.flat_index, keep_fillers(rows, ys, self.take(base, rows)))
 
     def branch(self, x: Tensor, gain_attn: Tensor | None, gain_ffn: Tensor | None) -> Tensor:
-        layer, rows = self.layer, self.plan.attend
+        layer, rows = self.layer, self.attend
         if rows.width == 0:
             self.write_nothing(x)
             return self.ffn(x, gain_ffn)
@@ -185,7 +197,7 @@ class Execution:
     ) -> Tensor:
         """Add the attention update of the gathered ``rows``, then the FFN: on the same rows without scattering between."""
         ys = xs + scaled(self.norm("attn_out", delta), None if gain_attn is None else self.take(gain_attn, rows))
-        if self.plan.ffn is rows:
+        if self.plan.ffn is self.plan.attend:
             ys = ys + self.ffn_delta(ys, None if gain_ffn is None else self.take(gain_ffn, rows))
             return scatter_rows(x, rows.flat_index, keep_fillers(rows, ys, xs))
         return self.ffn(scatter_rows(x, rows.flat_index, keep_fillers(rows, ys, xs)), gain_ffn)
@@ -212,8 +224,8 @@ class Execution:
     def take(self, t: Tensor, rows: RowSet) -> Tensor:
         """Rows of ``[B, S, ...]`` or of a shared ``[1, S, ...]``."""
         if t.shape[0] == 1:
-            return t[0].index_select(0, rows.index.reshape(-1)).view(self.batch, rows.width, *t.shape[2:])
-        return gather_rows(t, rows.flat_index, self.batch)
+            return t[0].index_select(0, rows.index.reshape(-1)).view(len(rows.index), rows.width, *t.shape[2:])
+        return gather_rows(t, rows.flat_index, len(rows.index))
 
     def gathered_kwargs(self, rows: RowSet) -> dict[str, Any]:
         """The layer's keyword arguments for the gathered rows: every per-row tensor gathered, cache and mask exchanged."""
@@ -232,6 +244,7 @@ class Execution:
         all_pos, all_ok = pos, ok
         if self.cache is not None:
             layer, stored, steps = skip_layer(self.cache, self.index), self.stored_index(rows), self.length
+            layer.hold(rows.samples, self.batch)
             all_pos, all_ok = layer.visible(pos, ok)
             sink = Sink(lambda k, v: layer.append(k, v, pos, ok, steps, stored))
         # position_ids=None: flash would read the gaps between gathered positions as document boundaries.
@@ -246,7 +259,7 @@ class Execution:
         """cos and sin of the gathered rows when the layer counts only the rows it runs, those in its cache first."""
         held = self.stored.filled() if isinstance(self.stored, SkipCacheLayer) else self.past
         first = torch.as_tensor(held, device=like.device).reshape(-1, 1)
-        place = torch.arange(rows.width, device=like.device).expand(self.batch, -1)
+        place = torch.arange(rows.width, device=like.device).expand(len(rows.index), -1)
         if rows.ok is not None:
             place = (rows.ok.long().cumsum(1) - 1).clamp(min=0)
         cos, sin = self.layer.vtskip.runtime.rotary(like, first + place)
@@ -260,13 +273,18 @@ class Execution:
 
     def build_mask(self, rows: RowSet, key_pos: Tensor, key_ok: Tensor | None, impl: str) -> Tensor | None:
         dtype = self.layer.input_layernorm.weight.dtype
-        return subset_mask(self.received, rows.index, rows.ok, key_pos, key_ok, self.past, self.length, impl, dtype)
+        received = self.received
+        if received is not None and rows.samples is not None and len(received) > 1:
+            received = received[list(rows.samples)]
+        return subset_mask(received, rows.index, rows.ok, key_pos, key_ok, self.past, self.length, impl, dtype)
 
     def stored_index(self, rows: RowSet) -> tuple[Tensor, Tensor | None] | None:
         """Where among the gathered ``rows`` those lie that the plan leaves in the cache; None for all of them."""
         if self.plan.cache is self.plan.expose:
             return None
-        among = RowSet(self.plan.cache.mask.gather(1, rows.index), self.plan.cache.counts)
+        samples = list(rows.samples or range(self.batch))
+        kept = self.plan.cache
+        among = RowSet(kept.mask[samples].gather(1, rows.index), [kept.counts[b] for b in samples])
         return among.index, among.ok
 
     def write_nothing(self, x: Tensor) -> None:
