@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from vtskip.plan import LayerPlan, RowMap
-from vtskip.runtime.cache import stored_slots
+from vtskip.runtime.cache import kv_bytes, stored_slots
 
 
 @dataclass
@@ -60,7 +60,8 @@ class StepState:
         every_step: some layer wants a plan on steps without vision rows too; ``rows`` then holds text rows there.
         uniform: every process has to call the same modules in this forward, whatever its rows.
         aux: auxiliary losses of the running forward.
-        running: layer -> (its plan, rows already cached) of the current forward; ``plans`` of the last one with vision rows.
+        running: layer -> (its plan, rows already cached, the samples that attend or None for all) of the current forward;
+            ``plans`` of the last one with vision rows.
     """
 
     rows: RowMap | None = None
@@ -75,7 +76,7 @@ class StepState:
     forwards: int = 0
     kv_bytes: int = 0
     kv_bytes_dense: int = 0
-    running: dict[int, tuple[LayerPlan, int]] = field(default_factory=dict)
+    running: dict[int, tuple[LayerPlan, int, tuple[int, ...] | None]] = field(default_factory=dict)
     last_rows: RowMap | None = None
     plans: dict[int, LayerPlan] = field(default_factory=dict)
 
@@ -89,8 +90,8 @@ class StepState:
         self.rows = rows
         self.running, self.aux = {}, []
 
-    def record(self, layer: int, plan: LayerPlan, slots: int) -> None:
-        self.running[layer] = (plan, slots)
+    def record(self, layer: int, plan: LayerPlan, slots: int, samples: tuple[int, ...] | None = None) -> None:
+        self.running[layer] = (plan, slots, samples)
         if plan.aux is not None:
             self.aux.append(plan.aux)
 
@@ -115,25 +116,36 @@ class StepState:
             else:
                 count.add(n, n * slots[i], vision)
         if rows is not None and rows.has_vision:
-            self.last_rows, self.plans = rows, {i: _detached(plan) for i, (plan, _) in self.running.items()}
+            self.last_rows, self.plans = rows, {i: _detached(plan) for i, (plan, *_) in self.running.items()}
         if cache is not None:
-            self._measure_cache(cache, slots)
+            self._measure_cache(cache, batch)
         self.rows = None
         self.running = {}
 
-    def _measure_cache(self, cache: Any, slots: list[int]) -> None:
+    def _measure_cache(self, cache: Any, batch: int) -> None:
         keys = next((layer.keys for layer in cache.layers if stored_slots(layer)), None)
-        row_bytes = 0 if keys is None else 2 * keys.shape[0] * keys.shape[1] * keys.shape[3] * keys.element_size()
+        row_bytes = 0 if keys is None else 2 * batch * keys.shape[1] * keys.shape[3] * keys.element_size()
         seen = cache.get_seq_length()
         held = [min(seen, w - 1) if (w := window_of(layer)) else seen for layer in cache.layers]
-        self.kv_bytes, self.kv_bytes_dense = row_bytes * sum(slots), row_bytes * sum(held)
+        self.kv_bytes, self.kv_bytes_dense = kv_bytes(cache), row_bytes * sum(held)
 
-    def _add(self, count: LayerCount, batch: int, length: int, vision: int, plan: LayerPlan, slots: int) -> None:
+    def _add(
+        self,
+        count: LayerCount,
+        batch: int,
+        length: int,
+        vision: int,
+        plan: LayerPlan,
+        slots: int,
+        samples: tuple[int, ...] | None,
+    ) -> None:
         assert self.rows is not None
         everything = self.rows.everything.counts
+        attending = batch if samples is None else len(samples)
 
         def ran(rows: Any) -> int:  # a set of all rows runs ungathered, padding included
-            return batch * (length if rows.counts == everything else rows.width)
+            width = length if rows.counts == everything else rows.width
+            return width * (attending if rows is plan.attend else batch)
 
         def seen(rows: Any) -> int:
             return sum(rows.counts) - sum(self.rows.text_counts)  # type: ignore[union-attr]
@@ -144,7 +156,7 @@ class StepState:
         count.expose += expose
         count.ffn += ran(plan.ffn)
         count.cache += ran(plan.cache)
-        count.pairs += attend * (slots + expose // batch)
+        count.pairs += attend * (slots + expose // (attending if plan.expose is plan.attend else batch))
         count.vision += vision
         count.kept += seen(plan.attend)
         count.kept_ffn += seen(plan.ffn)
