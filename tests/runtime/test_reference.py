@@ -12,8 +12,8 @@ from tests.tiny import FAMILIES
 from vtskip.methods import get_method
 
 KINDS = ["long", "short", "text"]
-# RMSNorm computes in float32 whatever the model's type, so gradients of equal float64 sums may differ by that rounding.
-GRADIENT = 1e-6
+# RMSNorm computes in float32 whatever the model's type, so gradients of equal sums may differ by that rounding.
+GRADIENT = 2**-20
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -42,8 +42,7 @@ def loss_and_gradients(model, batch, planners, auxiliary):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("row", MATRIX, ids=str)
 def test_skipping_equals_masking(model, family, row, side):
-    dtype = next(model.parameters()).dtype
-    batch = family.batch(KINDS, side, dtype=dtype)
+    batch, rounding = family.batch(KINDS, side), max(family.tolerance, GRADIENT)
     with vtskip.attach(model, row.spec) as handle:
         planners = [getattr(layer, "vtskip", None) for layer in model.get_decoder().layers]
         for planner in filter(None, planners):
@@ -55,11 +54,14 @@ def test_skipping_equals_masking(model, family, row, side):
     again = get_method(row.spec).planners(shape_for(model))
     for planner, state in zip(again, weights):
         if planner:
-            planner.to(torch.promote_types(dtype, torch.float32)).load_state_dict(state)
+            planner.to(torch.promote_types(family.dtype, torch.float32)).load_state_dict(state)
     with masked(model, again, rows_of(family, KINDS, side)) as losses:
         expected, expected_gradients = loss_and_gradients(model, batch, again, lambda: losses)
     valid = batch["attention_mask"].bool()
     assert (logits - expected)[valid].abs().max() <= family.tolerance * max(1.0, float(expected.abs().max()))
     assert gradients.keys() == expected_gradients.keys()
+    largest = max(float(g.abs().max()) for g in expected_gradients.values())
     for name, gradient in expected_gradients.items():
-        assert (gradients[name] - gradient).abs().max() <= GRADIENT * gradient.abs().max().clamp(min=1e-3), name
+        # In float32 a small gradient is a difference of large terms: it is as exact as those.
+        scale = gradient.abs().max().clamp(min=1e-3) if family.dtype == torch.float64 else largest
+        assert (gradients[name] - gradient).abs().max() <= rounding * scale, name
