@@ -13,6 +13,7 @@ class MethodRow:
         all_rows: the same method with every row kept and unit gain; None where the method has no such setting.
         causal_cache: cached decoding equals recomputation (False where later rows see less by design).
         recomputed: a longer sequence in one pass selects the same rows (False where its last row takes part).
+        kept_ffn: some layer runs the FFN on fewer of the vision rows than this, even with images of four rows.
         chunked: feeding image by image equals one shot (False where all images of a sample compete).
     """
 
@@ -23,6 +24,7 @@ class MethodRow:
     causal_cache: bool = True
     chunked: bool = True
     recomputed: bool = True
+    kept_ffn: float = 0.6
 
     def __str__(self) -> str:
         return self.name
@@ -71,6 +73,19 @@ MATRIX = [
         {"name": "skip_ffn", "retained": [0, 2], "drop_kv": True},
         {"name": "skip_ffn", "drop_kv": True, "schedule": listed()},
         {"name": "skip_ffn", "keep": 1.0, "drop_kv": True},
+        causal_cache=False,
+    ),
+    MethodRow(
+        "skip_vision",
+        {"name": "skip_vision", "retain": "even", "keep": 0.3, "merged": 0.5, "pass_last": True, "drop_kv": False},
+        {"name": "skip_vision", "retain": "even", "keep": 1.0},
+        kept_ffn=0.9,
+    ),
+    MethodRow(
+        "skip_vision-drop_kv",
+        {"name": "skip_vision", "retain": "first", "keep": 2, "merged": None},
+        {"name": "skip_vision", "retain": "first", "keep": 1.0, "summaries": False},
+        kept_ffn=0.9,
         causal_cache=False,
     ),
     MethodRow(

@@ -223,6 +223,7 @@ def moved_to(value: Any, device: torch.device) -> Any:
 
 
 SCORES, CARRIED, VIT_CLS = "scores", "carried", "vit_cls"  # keys of RowMap.memo that the executor fills in
+MOVABLE = "movable"  # what a planner may need beside VIT_CLS
 
 
 def run_lengths(row: np.ndarray) -> list[int]:
@@ -284,8 +285,9 @@ class Planner(Protocol):
         sees: ``stream`` is given the layer's input, ``normed`` the input after the layer's first norm.
         every_step: asked on steps without vision rows too.
         compact: the layer numbers the rows it runs 0, 1, 2, ... instead of by their places in the sequence.
-        needs: scores from outside the decoder, offered in ``rows.memo``: ``VIT_CLS`` ``[B, S]``, the attention of the
-            vision tower's CLS token to each row's patch (0 on other rows). Models that have none are refused at attach.
+        needs: what not every model has; the others are refused at attach. ``VIT_CLS``: the attention of the vision
+            tower's CLS token to each row's patch, offered as ``rows.memo[VIT_CLS]`` ``[B, S]`` (0 on other rows).
+            ``MOVABLE``: values may move from one vision row to another, as no later layer adds to rows by their place.
     """
 
     sees: Literal["stream", "normed"]

@@ -50,7 +50,7 @@ def test_skips_and_detaches_bit_for_bit(model, family, row):
         assert (logits(model, batch) - stock).abs().max() > 1e-3
         report = handle.report()
         assert report.flops_full < report.flops_full_dense
-        assert min(layer.kept_ffn for layer in report.layers) < 0.6
+        assert min(layer.kept_ffn for layer in report.layers) < row.kept_ffn
     assert torch.equal(logits(model, batch), stock)
     assert list(model.state_dict()) == keys
     assert not any("forward" in layer.__dict__ or hasattr(layer, "vtskip") for layer in model.get_decoder().layers)

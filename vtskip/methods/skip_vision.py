@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vtskip.methods.base import LayerPlanner, Method
-from vtskip.plan import VIT_CLS, DecoderShape, LayerPlan, RowMap, RowSet, rows_to_keep
+from vtskip.plan import MOVABLE, VIT_CLS, DecoderShape, LayerPlan, RowMap, RowSet, rows_to_keep
 from vtskip.routers import Router
 from vtskip.schedules import Keep
 
@@ -109,8 +109,8 @@ class SkipVisionPlanner(LayerPlanner):
     def __init__(self, method: SkipVision, summary: Summary | None, layer: int):
         super().__init__()
         self.method, self.summary, self.first = method, summary, layer == 0
-        if self.first and method.retain == "cls":
-            self.needs = frozenset({VIT_CLS})
+        if self.first:
+            self.needs = frozenset({MOVABLE, VIT_CLS} if method.retain == "cls" else {MOVABLE})
 
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
         live, full = self.sets(rows)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vtskip.errors import ModelError
+from vtskip.models.cls_attention import watch_cls
 from vtskip.models.families import decoder_of, family_of, shape_of, unwrap
 from vtskip.models.layers import check_layers, parts_of
-from vtskip.plan import DecoderShape, LayerPlan, Planner, RowMap
+from vtskip.plan import MOVABLE, VIT_CLS, DecoderShape, LayerPlan, Planner, RowMap
 from vtskip.runtime.layer import Execution, LayerRuntime, layer_forward, native
 from vtskip.runtime.report import Report, make_report
 from vtskip.runtime.rows import Layout, reader_for
@@ -74,22 +75,32 @@ class Handle:
         planners = method.planners(self.shape)
         self.state = StepState(every_step=any(p is not None and p.every_step for p in planners))
         self.state.reset(self.shape.layers)
+        self._hooks: list[Any] = []
         self._rotary = getattr(decoder, "rotary_emb", None)
         if any(p is not None and p.compact for p in planners) and not one_position_table(self._rotary):
             raise ModelError(
                 f"{method.name}: compact positions need one table of 1-D rotary positions, which "
                 f"{type(decoder).__name__} does not have; use the rows' original positions"
             )
+        needs = frozenset[str]().union(*(p.needs for p in planners if p is not None))
+        deepstack = 0 if family is None else family.deepstack_layers(model.config)
+        if MOVABLE in needs and deepstack:
+            raise ModelError(
+                f"{method.name} moves rows inside their image, but {type(model).__name__} adds features to each row after "
+                f"the first {deepstack} layers by its place: they would meet other rows; use skip_ffn"
+            )
+        if VIT_CLS in needs:
+            self._hooks = watch_cls(base, family, model.config, self.state, method.name)
         self._layers: list[nn.Module] = []
         for i, (layer, planner) in enumerate(zip(decoder.layers, planners)):
             if planner is not None:
                 try:
                     self._patch(i, layer, planner)
                 except ModelError:
-                    self._restore_layers()
+                    self.detach()
                     raise
         reader = reader_for(base, self.state, family, model.config)
-        self._hooks = [
+        self._hooks += [
             base.register_forward_pre_hook(reader.before, with_kwargs=True),
             base.register_forward_hook(reader.after, with_kwargs=True, always_call=True),
             base.register_forward_pre_hook(functools.partial(check_intact, self), with_kwargs=True),

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from vtskip.kernels.rows import gather_rows, scatter_rows
+from vtskip.models.cls_attention import scores_of_rows
 from vtskip.models.layers import PRE_NORM, LayerParts
-from vtskip.plan import CARRIED, SCORES, LayerPlan, RowMap, RowSet
+from vtskip.plan import CARRIED, SCORES, VIT_CLS, LayerPlan, RowMap, RowSet
 from vtskip.runtime.attention import backend, last_row_scores, query_attention, subset_mask
 from vtskip.runtime.cache import Sink, SkipCacheLayer, cache_layer, skip_layer
 from vtskip.runtime.stats import StepState
@@ -55,6 +56,8 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
         rows = run.shared.rows = rows.to(hidden_states.device)
     stored = cache_layer(kwargs.get("past_key_values"), run.index)
     rows.memo[CARRIED, run.index] = getattr(stored, "carry", None)
+    if VIT_CLS in planner.needs and rows.has_vision:
+        rows.memo[VIT_CLS] = scores_of_rows(run.shared.vit_cls, rows)
     norm = getattr(layer, run.parts.attn_in)
     plan = planner(rows, norm(hidden_states) if planner.sees == "normed" else hidden_states)
     if run.shared.uniform:

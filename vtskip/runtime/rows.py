@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from vtskip.errors import ModelError
+from vtskip.models.cls_attention import of_features
 from vtskip.models.families import Family
 from vtskip.models.sharding import same_modules
 from vtskip.plan import RowMap, run_lengths
 from vtskip.runtime.stats import StepState
+
+
+NO_ROWS = (
+    "vtskip: inputs_embeds were given, in which vision rows cannot be told from text, so nothing is skipped; say where they "
+    "are with Handle.rows(vision, group)"
+)
 
 
 @dataclass
@@ -54,6 +62,7 @@ class RowReader:
     family: Family | None
     config: Any
     arg_names: tuple[str, ...]
+    warned: bool = False
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**dict(zip(self.arg_names, args)), **kwargs}
@@ -63,6 +72,7 @@ class RowReader:
         rows = self.read(inputs)
         state.uniform = same_modules(module)
         state.begin(self.read_text(inputs) if rows is None and (state.every_step or state.uniform) else rows)
+        state.vit_cls = of_features(inputs)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if output is None:  # the forward raised: nothing to count
@@ -95,6 +105,9 @@ class RowReader:
                 )
             vision, sizes = self.from_tokens(tokens, inputs)
         else:
+            if tokens is None and length > 1 and not self.warned:
+                self.warned = True
+                warnings.warn(NO_ROWS, UserWarning, stacklevel=2)
             return None
         if not vision.any():
             return None

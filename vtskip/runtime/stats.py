@@ -60,6 +60,7 @@ class StepState:
         every_step: some layer wants a plan on steps without vision rows too; ``rows`` then holds text rows there.
         uniform: every process has to call the same modules in this forward, whatever its rows.
         aux: auxiliary losses of the running forward.
+        vit_cls: ``[images, rows]`` attention of the vision tower's CLS token, of the images of the running forward.
         running: layer -> (its plan, rows already cached, the samples that attend or None for all) of the current forward;
             ``plans`` of the last one with vision rows.
     """
@@ -69,6 +70,7 @@ class StepState:
     every_step: bool = False
     uniform: bool = False
     aux: list[Tensor] = field(default_factory=list)
+    vit_cls: Tensor | None = None
     layers: list[LayerCount] = field(default_factory=list)
     dense: LayerCount = field(default_factory=LayerCount)
     text_rows: int = 0
@@ -88,7 +90,7 @@ class StepState:
 
     def begin(self, rows: RowMap | None) -> None:
         self.rows = rows
-        self.running, self.aux = {}, []
+        self.running, self.aux, self.vit_cls = {}, [], None
 
     def record(self, layer: int, plan: LayerPlan, slots: int, samples: tuple[int, ...] | None = None) -> None:
         self.running[layer] = (plan, slots, samples)

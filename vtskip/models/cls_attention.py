@@ -1,0 +1,133 @@
+"""Attention of the vision tower's CLS token to every patch: caught while images are encoded, handed to planners as scores.
+
+One query row in one tower layer, the one whose output becomes the model's features; never a full attention map. The scores
+travel with the tower's output, which ``generate`` keeps from before the prefill, and hold no state between forwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vtskip.errors import ModelError
+from vtskip.models.families import Family
+from vtskip.plan import RowMap
+
+ONE_ROW_PER_PATCH = ("llava", "vipllava")
+TOWERS = ("CLIPVisionModel",)
+
+
+class HasScores(Protocol):
+    """The state of a forward: the scores ``[images, rows of an image]`` of the images encoded for it."""
+
+    vit_cls: Tensor | None
+
+
+class ClsWatch:
+    """The hooks of one tower. ``with_cls``: the CLS token's own row is among the features; its score is infinite."""
+
+    def __init__(self, state: HasScores, with_cls: bool):
+        self.state, self.with_cls = state, with_cls
+        self.caught: Tensor | None = None
+
+    def attends(self, attn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of the attention in the layer that counts."""
+        self.caught = cls_attention(attn, kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+
+    def encoded(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forward hook of the tower."""
+        scores, self.caught = self.caught, None
+        if scores is not None and self.with_cls:
+            scores = nn.functional.pad(scores, (1, 0), value=torch.inf)
+        self.state.vit_cls = scores
+        if not isinstance(output, tuple):
+            output.vit_cls = scores
+
+
+@torch.no_grad()
+def cls_attention(attn: nn.Module, hidden: Tensor) -> Tensor:
+    """Softmax attention of row 0 to the others, summed over heads: ``[N, 1 + patches, width] -> [N, patches]``, fp32 or
+    wider. ``attn`` is a ``CLIPAttention``, ``hidden`` its input."""
+    q, k = (
+        proj(x).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+        for proj, x in ((attn.q_proj, hidden[:, :1]), (attn.k_proj, hidden))
+    )
+    logits = (q @ k.transpose(2, 3)).squeeze(2) * attn.scale
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).sum(1)[:, 1:]
+
+
+def watch_cls(base: nn.Module, family: Family | None, config: Any, state: HasScores, method: str) -> list[Any]:
+    """Hook the vision tower of ``base``, the module that holds it. Returns the hooks.
+
+    Raises ModelError, with the reason, for models whose vision rows are not the patches of a CLIP tower one to one.
+    """
+    reason = reason_against(base, family)
+    if reason is not None:
+        name = type(base).__name__ if family is None else family.model_class
+        raise ModelError(f"{method}: retain 'cls' cannot work on {name}: {reason}; use retain: even")
+    tower = base.vision_tower
+    encoder = next(m for m in tower.modules() if type(m).__name__ == "CLIPEncoder")
+    watch = ClsWatch(state, getattr(config, "vision_feature_select_strategy", None) == "full")
+    attention = encoder.layers[feature_layer(config, len(encoder.layers))].self_attn
+    return [
+        attention.register_forward_pre_hook(watch.attends, with_kwargs=True),
+        tower.register_forward_hook(watch.encoded),
+    ]
+
+
+def reason_against(base: nn.Module, family: Family | None) -> str | None:
+    """Why a model has no CLS attention per vision row, or None."""
+    if family is None:
+        return "it has no vision tower"
+    if family.name == "streaming_llava":
+        return "its frames may be encoded long before the forward that reads them, and their features carry no scores"
+    if family.name not in ONE_ROW_PER_PATCH:
+        return "its vision rows are not the patches of one CLIP tower one to one (tiled, merged or pooled, or no CLS token)"
+    tower = type(getattr(base, "vision_tower", None)).__name__
+    return (
+        None
+        if tower in TOWERS
+        else f"its tower is a {tower}; only {', '.join(TOWERS)} has the CLS token that is needed"
+    )
+
+
+def feature_layer(config: Any, layers: int) -> int:
+    """Index of the tower layer whose output becomes the features; the deepest one where several are joined.
+
+    Hidden state k is the output of layer k - 1, counted from the end that of layer k.
+    """
+    chosen = getattr(config, "vision_feature_layer", None)
+    if chosen is None:
+        chosen = config.vision_feature_layers
+    indices = [k + layers if k < 0 else k - 1 for k in ([chosen] if isinstance(chosen, int) else chosen)]
+    if max(indices) < 0:
+        raise ModelError(f"vision_feature_layer {chosen}: the tower's embeddings have no attention; use retain: even")
+    return max(indices)
+
+
+def of_features(inputs: dict[str, Any]) -> Tensor | None:
+    """Scores that came with images encoded before this forward."""
+    return getattr((inputs.get("mm_encoder_outputs") or {}).get("image"), "vit_cls", None)
+
+
+def scores_of_rows(scores: Tensor | None, rows: RowMap) -> Tensor:
+    """``[images, patches]`` as ``[B, S]``, 0 on rows without vision. Beams and returned sequences share their sample's images.
+
+    Raises ModelError where the scores are missing or do not fit the vision rows.
+    """
+    per_sample = [sum(sizes) for sizes in rows.sizes]
+    if scores is None or sum(per_sample) % scores.numel():
+        found = "none came" if scores is None else f"{scores.numel()} came"
+        raise ModelError(
+            f"retain 'cls' needs the vision tower's attention for {sum(per_sample)} vision rows, but {found} with this "
+            "forward: give it pixel_values or the tower's whole output, or use retain: even"
+        )
+    repeats = sum(per_sample) // scores.numel()
+    if repeats > 1:
+        starts = [sum(per_sample[: b - b % repeats : repeats]) // scores.shape[1] for b in range(len(per_sample))]
+        ends = [start + n // scores.shape[1] for start, n in zip(starts, per_sample)]
+        scores = torch.cat([scores[start:end] for start, end in zip(starts, ends)])
+    scores = scores.to(rows.vision.device)
+    return scores.new_zeros(rows.vision.shape).masked_scatter(rows.vision, scores)
