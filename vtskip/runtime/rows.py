@@ -18,10 +18,9 @@ from vtskip.models.sharding import same_modules
 from vtskip.plan import RowMap, run_lengths
 from vtskip.runtime.stats import StepState
 
-
 NO_ROWS = (
-    "vtskip: inputs_embeds were given, in which vision rows cannot be told from text, so nothing is skipped; say where they "
-    "are with Handle.rows(vision, group)"
+    "vtskip: inputs_embeds were given, in which vision rows cannot be told from text, so all are treated as text; say where "
+    "they are with Handle.rows(vision, group)"
 )
 
 
@@ -105,7 +104,7 @@ class RowReader:
                 )
             vision, sizes = self.from_tokens(tokens, inputs)
         else:
-            if tokens is None and length > 1 and not self.warned:
+            if tokens is None and length > 1 and not self.warned and not self.state.every_step:
                 self.warned = True
                 warnings.warn(NO_ROWS, UserWarning, stacklevel=2)
             return None
