@@ -18,6 +18,7 @@ from vtskip.models.cls_attention import watch_cls
 from vtskip.models.families import decoder_of, family_of, shape_of, unwrap
 from vtskip.models.layers import check_layers, parts_of
 from vtskip.plan import MOVABLE, VIT_CLS, DecoderShape, LayerPlan, Planner, RowMap
+from vtskip.runtime.checkpoints import hand_back, take_over
 from vtskip.runtime.layer import Execution, LayerRuntime, layer_forward, native
 from vtskip.runtime.report import Report, make_report
 from vtskip.runtime.rows import Layout, reader_for
@@ -138,6 +139,7 @@ class Handle:
         for layer in self._layers:
             inner = layer.vtskip.runtime.inner
             layer.__dict__.pop("forward", None)
+            hand_back(layer)
             if inner is not None:
                 layer.forward = inner
             del layer.vtskip
@@ -215,6 +217,7 @@ def check_intact(handle: Handle, module: nn.Module, args: Any, kwargs: Any) -> N
                 f"the forward of decoder layer {index} was replaced after the method was attached (a kernel patch or "
                 "removed hook?); apply such patches first and attach last"
             )
+        take_over(layer)
 
 
 @torch.no_grad()

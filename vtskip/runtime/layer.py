@@ -9,6 +9,7 @@ Three seams, from the cheapest to set up to the most general:
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from vtskip.models.layers import PRE_NORM, LayerParts
 from vtskip.plan import CARRIED, SCORES, VIT_CLS, LayerPlan, RowMap, RowSet
 from vtskip.runtime.attention import backend, last_row_scores, query_attention, subset_mask
 from vtskip.runtime.cache import Sink, SkipCacheLayer, cache_layer, skip_layer
+from vtskip.runtime.checkpoints import checkpointed, checkpointing, own_forward
 from vtskip.runtime.stats import StepState
 
 
@@ -78,8 +80,8 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
 
 def native(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """The layer's own forward, looked up late: FSDP2 exchanges the class, and only the outermost class checkpoints."""
-    inner = layer.vtskip.runtime.inner
-    out = inner(hidden_states, **kwargs) if inner else type(layer).forward(layer, hidden_states, **kwargs)
+    forward = layer.vtskip.runtime.inner or functools.partial(type(layer).forward, layer)
+    out = own_forward(layer, forward, hidden_states, kwargs)
     return out[0] if isinstance(out, tuple) else out
 
 
@@ -98,13 +100,6 @@ def text_step(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -
     return native(layer, hidden_states, {**kwargs, "attention_mask": mask})
 
 
-def checkpointed(layer: nn.Module, body, *tensors: Tensor | None) -> Tensor:
-    """Run a body of our own under the layer's gradient checkpointing, as its class forward would."""
-    if getattr(layer, "gradient_checkpointing", False) and layer.training:
-        return layer._gradient_checkpointing_func(body, *tensors)
-    return body(*tensors)
-
-
 class Execution:
     """One plan on one layer call.
 
@@ -116,8 +111,7 @@ class Execution:
         self.layer, self.rows, self.plan, self.kwargs = layer, rows, plan, kwargs
         self.batch, self.length = x.shape[:2]
         self.received: Tensor | None = kwargs.get("attention_mask")
-        checkpointing = getattr(layer, "gradient_checkpointing", False) and layer.training
-        self.cache: Cache | None = None if checkpointing else kwargs.get("past_key_values")
+        self.cache: Cache | None = None if checkpointing(layer) else kwargs.get("past_key_values")
         run: LayerRuntime = layer.vtskip.runtime
         self.index, self.parts = run.index, run.parts
         self.compact: bool = layer.vtskip.compact
