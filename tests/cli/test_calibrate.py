@@ -60,11 +60,11 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(values, tmp_pat
     assert calibrate(values | {"out": str(whole)}, tmp_path).code == 0
     real, asked = module.inputs_of, []
 
-    def interrupted(checkpoint, prompt):
+    def interrupted(checkpoint, prompt, end):
         asked.append(prompt.uid)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return real(checkpoint, prompt)
+        return real(checkpoint, prompt, end)
 
     monkeypatch.setattr(module, "inputs_of", interrupted)
     assert calibrate(values, tmp_path).code == 130
@@ -140,6 +140,28 @@ def test_arank_writes_gamma_mod(values, tmp_path):
     assert method == {"name": "gamma_mod", "schedule": {"kind": "list", "layers": layers}}
     if "gamma_mod" in METHODS:
         assert get_method(tmp_path / "out/method.yaml").schedule.layers == layers
+
+
+def test_prompts_may_end_inside_the_reply(values, checkpoint, tmp_path):
+    """Before a drawn token of it: after none of its tokens or several, never after the last."""
+    from vtskip.calibrate.prompts import draw, inputs_of, prompts_of
+    from vtskip.data import DataConfig, build
+    from vtskip.streaming.loading import load_stream
+
+    opened = load_stream(checkpoint)
+    all_prompts = prompts_of(build(DataConfig(**values["data"])))
+    added = []
+    for seed in range(12):
+        for prompt in draw(all_prompts, 3, seed):
+            plain, ids = (inputs_of(opened, prompt, end)["input_ids"][0].tolist() for end in ("start", "inside"))
+            reply = opened.template.text(" " + prompt.meta["reply"])
+            assert ids[: len(plain)] == plain and ids[len(plain) :] == reply[: len(ids) - len(plain)]
+            added.append(len(ids) - len(plain))
+            assert added[-1] < len(reply)
+    assert set(added) >= {0, 1, 2}
+    record = json.loads(calibrate(values, tmp_path, "end=inside", "--json").out)
+    expected = [inputs_of(opened, p, "inside")["input_ids"].shape[1] for p in draw(all_prompts, 3, 0)]
+    assert [p["rows"] for p in record["prompts"]] == expected
 
 
 def test_a_stock_model_is_refused_with_the_way_to_calibrate_it(values, tmp_path):

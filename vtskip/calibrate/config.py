@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vtskip.calibrate.contribution import Direction
+from vtskip.calibrate.prompts import End
 from vtskip.config import StrictModel
 from vtskip.data.config import DataConfig
 
@@ -50,6 +51,8 @@ class CalibrateConfig(StrictModel):
         data: the clips. Without ``split`` it is ``train``, where the data have splits; prompts from a test split leak
             what is tested into the choice of layers.
         prompts: how many; each is a conversation up to a reply, drawn without replacement.
+        end: where in the reply a prompt ends. ``start``, as published: what is scored is its first word. ``inside``: before
+            a drawn token of it, for narrations that all begin with the same word.
         seed: of the draw.
         score: ``layer_contribution`` (ShortV) or ``arank`` (gamma-MoD).
         direction: of Layer Contribution: ``altered`` is KL(altered || original) as released, ``original`` the paper's.
@@ -62,6 +65,7 @@ class CalibrateConfig(StrictModel):
     model: str
     data: DataConfig
     prompts: int = Field(default=40, ge=1)
+    end: End = "start"
     seed: int = Field(default=0, ge=0)
     score: Literal["layer_contribution", "arank"] = "layer_contribution"
     direction: Direction = "altered"

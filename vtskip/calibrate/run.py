@@ -85,7 +85,7 @@ def score(config: CalibrateConfig, checkpoint: StreamCheckpoint, prompts: list[S
 
     def samples() -> Iterator[dict[str, Any]]:
         for prompt in prompts:
-            inputs = inputs_of(checkpoint, prompt)
+            inputs = inputs_of(checkpoint, prompt, config.end)
             ids = inputs["input_ids"]
             vision = int((ids == checkpoint.model.config.frame_id).sum())
             shown.append({"uid": prompt.uid, "rows": ids.shape[1], "vision_rows": vision})

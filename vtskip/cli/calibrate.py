@@ -16,15 +16,14 @@ def command(
 ) -> None:
     """Score every layer on prompts (ShortV's Layer Contribution, gamma-MoD's ARank); write a method for the lowest.
 
-    Prompts come from the train split unless the configuration names another one: prompts of a test split leak what is
-    tested into the choice of layers.
+    Prompts come from the train split unless the configuration names another: test prompts leak into the choice of layers.
     """
     import json
     import sys
     from contextlib import redirect_stdout
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     from vtskip.calibrate.config import CalibrateConfig
     from vtskip.calibrate.run import METHOD, PICTURE, RESULT, run
@@ -32,10 +31,18 @@ def command(
 
     settings = load_config(CalibrateConfig, config, overrides)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console) as bar, redirect_stdout(sys.stderr):  # stdout is for the result alone
-        task = bar.add_task("prompts", total=settings.prompts)
-        result = run(settings, lambda done, total: bar.update(task, completed=done, total=total), resume)
+    with (
+        Progress(*columns, console=Console(stderr=True)) as bar,
+        redirect_stdout(sys.stderr),
+    ):  # stdout is for the result alone
+        tasks: list[TaskID] = []
+
+        def progress(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task("prompts", total=total))
+            bar.update(tasks[0], completed=done)
+
+        result = run(settings, progress, resume)
     if as_json:
         print(json.dumps(result, indent=1, allow_nan=False))
         return
