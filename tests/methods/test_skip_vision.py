@@ -83,21 +83,22 @@ def test_retained_rows_are_those_the_cls_token_looks_at(family):
 def test_batch_equals_singles_and_generate_equals_forward(family):
     model, batch = family.model(), family.batch(KINDS)
     settings = dict(do_sample=False, max_new_tokens=3, min_new_tokens=3)
-    batch.pop("position_ids")
+
+    def generate(batch, **more):
+        inputs = {k: v for k, v in batch.items() if k != "position_ids"}
+        return model.generate(**inputs, **settings, **more)[:, -3:]
+
     with vtskip.attach(model, {**CLS, "drop_kv": False}) as handle:
         together = logits(model, batch)
         scores = handle.last_rows.memo[VIT_CLS]
-        greedy = model.generate(**batch, **settings)[:, -3:]
+        greedy = generate(batch)
         assert torch.equal(handle.last_rows.memo[VIT_CLS], scores)
         assert torch.equal(together[:, -1].index_fill(1, torch.tensor([2]), -torch.inf).argmax(-1), greedy[:, 0])
-        beams = model.generate(**batch, **settings, num_beams=3, num_return_sequences=2)[:, -3:]
+        beams = generate(batch, num_beams=3, num_return_sequences=2)
         for i, kind in enumerate(KINDS):
-            single = family.batch([kind])
-            single.pop("position_ids")
-            mask = batch["attention_mask"][i].bool()
+            single, mask = family.batch([kind]), batch["attention_mask"][i].bool()
             assert (together[i][mask] - logits(model, single)[0]).abs().max() < 1e-12
-            alone = model.generate(**single, **settings, num_beams=3, num_return_sequences=2)[:, -3:]
-            assert torch.equal(alone, beams[2 * i : 2 * i + 2])
+            assert torch.equal(generate(single, num_beams=3, num_return_sequences=2), beams[2 * i : 2 * i + 2])
 
 
 def test_images_encoded_ahead_keep_their_own_scores():
