@@ -54,7 +54,7 @@ def test_skipping_equals_masking(model, family, row, side):
     again = get_method(row.spec).planners(shape_for(model))
     for planner, state in zip(again, weights):
         if planner:
-            planner.to(torch.promote_types(family.dtype, torch.float32)).load_state_dict(state)
+            planner.to(torch.promote_types(family.dtype, torch.float32)).train(model.training).load_state_dict(state)
     with masked(model, again, rows_of(family, KINDS, side)) as losses:
         expected, expected_gradients = loss_and_gradients(model, batch, again, lambda: losses)
     valid = batch["attention_mask"].bool()

@@ -132,12 +132,13 @@ def query_attention(
     Returns:
         ``[B, m, hidden]`` after the output projection. A step without any query only writes K and V.
     """
-    # Projected in the order of the stock attention: sharded parameters are gathered in call order on every rank.
-    batch = normed.shape[0]
-    q = _heads(attn, "q", gather_rows(normed, queries.flat_index, batch))
-    k, v = update(*project_kv(attn, normed if normed_keys is None else normed_keys, key_embeddings))
+    batch, keys = normed.shape[0], normed if normed_keys is None else normed_keys
     if queries.width == 0:
-        return attn.o_proj(q.transpose(1, 2).reshape(batch, 0, -1))
+        update(*project_kv(attn, keys, key_embeddings))
+        return normed[:, :0]
+    # Projected in the order of the stock attention: sharded parameters are gathered in call order on every rank.
+    q = _heads(attn, "q", gather_rows(normed, queries.flat_index, batch))
+    k, v = update(*project_kv(attn, keys, key_embeddings))
     q = _rotate(attn, q, query_embeddings)
     impl = backend(attn)
     cap = soft_cap(attn)
