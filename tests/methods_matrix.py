@@ -15,6 +15,8 @@ class MethodRow:
         recomputed: a longer sequence in one pass selects the same rows (False where its last row takes part).
         kept_ffn: some layer runs the FFN on fewer of the vision rows than this, even with images of four rows.
         chunked: feeding image by image equals one shot (False where all images of a sample compete).
+        text_is_stock: batches of text alone run as in the stock model.
+        compact: numbers the rows it runs anew; refused where a model has more than one table of 1-D positions.
     """
 
     name: str
@@ -24,6 +26,8 @@ class MethodRow:
     causal_cache: bool = True
     chunked: bool = True
     recomputed: bool = True
+    text_is_stock: bool = True
+    compact: bool = False
     kept_ffn: float = 0.6
 
     def __str__(self) -> str:
@@ -52,6 +56,56 @@ MATRIX = [
         {"name": "pmod", "schedule": listed()},
         {"name": "pmod", "schedule": {"kind": "constant"}},
         chunked=False,
+    ),
+    MethodRow(
+        "gamma_mod",
+        {"name": "gamma_mod", "keep": 0.4, "schedule": {"kind": "constant"}},
+        {"name": "gamma_mod", "schedule": listed()},
+        chunked=False,
+    ),
+    MethodRow(
+        "gamma_mod-threshold",
+        {"name": "gamma_mod", "inference": "threshold", "threshold": 0.5, "shared": False, "schedule": listed(0, 2, 3)},
+        {"name": "gamma_mod", "inference": "threshold", "schedule": listed()},
+    ),
+    MethodRow(
+        "gamma_mod-published",
+        {
+            "name": "gamma_mod",
+            "text": "routed",
+            "inference": "threshold",
+            "threshold": 0.5,
+            "decode_threshold": 0.5,
+            "positions": "compact",
+            "schedule": listed(1, 2, 3),
+        },
+        {"name": "gamma_mod", "text": "routed", "positions": "compact", "schedule": listed()},
+        text_is_stock=False,
+        compact=True,
+    ),
+    MethodRow(
+        "mindskip",
+        {"name": "mindskip", "layers": [0, 1, 2], "std": 1.0},
+        {"name": "mindskip", "layers": []},
+        {"name": "mindskip", "layers": [0, 1, 2, 3]},
+        kept_ffn=1.1,  # its FFN is dense
+        chunked=False,
+        recomputed=False,
+        text_is_stock=False,
+    ),
+    MethodRow(
+        "mindskip-row",
+        {"name": "mindskip", "granularity": "row", "layers": [0, 2, 3], "std": 1.0},
+        {"name": "mindskip", "granularity": "row", "layers": []},
+        {"name": "mindskip", "granularity": "row", "layers": [0, 1, 2, 3]},
+        kept_ffn=1.1,
+        text_is_stock=False,
+    ),
+    MethodRow(
+        "mindskip-row-vision",
+        {"name": "mindskip", "granularity": "row", "text": "dense", "layers": [1, 2], "std": 1.0},
+        {"name": "mindskip", "granularity": "row", "text": "dense", "layers": []},
+        kept_ffn=1.1,
     ),
     MethodRow(
         "fastv",

@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.tiny import FAMILIES as ALL
+
 # Every method runs on these; every family runs these methods (one per seam: block, query, branch with gains).
 FAMILIES = {"llava-llama", "llava-mistral", "llava_onevision", "qwen2_5_vl"}
 METHODS = {"mod", "shortv", "pmod"}
@@ -14,3 +16,13 @@ def pytest_collection_modifyitems(items):
         if {"family", "row"} <= params.keys():
             if params["family"] not in FAMILIES and params["row"].name not in METHODS:
                 item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def applies(request):
+    """Compact positions need one table of 1-D positions; `tests/methods/test_gamma_mod.py` tests that others are refused."""
+    params = getattr(getattr(request.node, "callspec", None), "params", {})
+    if {"family", "row"} <= params.keys() and params["row"].compact:
+        family = ALL[params["family"]]
+        if family.mrope or family.name == "gemma3":
+            pytest.skip("refused: no compact positions")

@@ -58,6 +58,8 @@ def test_skips_and_detaches_bit_for_bit(model, family, row):
 
 @METHODS
 def test_text_only_is_the_stock_model_bit_for_bit(model, family, row):
+    if not row.text_is_stock:
+        pytest.skip("decides about text too")
     batch = family.batch(["text", "text"])
     stock = logits(model, batch)
     with vtskip.attach(model, row.spec):
