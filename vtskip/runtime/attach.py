@@ -208,8 +208,13 @@ def one_position_table(rotary: nn.Module | None) -> bool:
 
 
 def check_intact(handle: Handle, module: nn.Module, args: Any, kwargs: Any) -> None:
-    """Raises ModelError if something has since overwritten a patched layer's forward: it would run dense in silence."""
+    """Raises ModelError if a patched layer's forward or planner was exchanged since: it would run dense in silence."""
     for layer in handle._layers:
+        if layer.vtskip.runtime.shared is not handle.state:
+            raise ModelError(
+                f"the planner of decoder layer {layer.vtskip.runtime.index} was copied after the method was attached; with "
+                'PEFT name the router alone, modules_to_save=["vtskip.router"]'
+            )
         forward = layer.__dict__.get("forward")
         if not (isinstance(forward, functools.partial) and forward.func is layer_forward and forward.args[0] is layer):
             index = layer.vtskip.runtime.index
