@@ -13,6 +13,7 @@ class MethodRow:
         all_rows: the same method with every row kept and unit gain; None where the method has no such setting.
         causal_cache: cached decoding equals recomputation (False where later rows see less by design).
         recomputed: a longer sequence in one pass selects the same rows (False where its last row takes part).
+        moves: puts values into other rows of their image (refused where features are added to rows by their place).
         kept_ffn: some layer runs the FFN on fewer of the vision rows than this, even with images of four rows.
         chunked: feeding image by image equals one shot (False where all images of a sample compete).
         text_is_stock: batches of text alone run as in the stock model.
@@ -29,6 +30,7 @@ class MethodRow:
     text_is_stock: bool = True
     compact: bool = False
     kept_ffn: float = 0.6
+    moves: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -134,12 +136,14 @@ MATRIX = [
         {"name": "skip_vision", "retain": "even", "keep": 0.3, "merged": 0.5, "pass_last": True, "drop_kv": False},
         {"name": "skip_vision", "retain": "even", "keep": 1.0},
         kept_ffn=0.9,
+        moves=True,
     ),
     MethodRow(
         "skip_vision-drop_kv",
         {"name": "skip_vision", "retain": "first", "keep": 2, "merged": None},
         {"name": "skip_vision", "retain": "first", "keep": 1.0, "summaries": False},
         kept_ffn=0.9,
+        moves=True,
         causal_cache=False,
     ),
     MethodRow(

@@ -20,9 +20,15 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def applies(request):
-    """Compact positions need one table of 1-D positions; `tests/methods/test_gamma_mod.py` tests that others are refused."""
+    """Methods that cannot apply to a family; that they are refused is tested in ``tests/methods``.
+
+    Compact positions need one table of 1-D positions; rows do not move where DeepStack features are added by place.
+    """
     params = getattr(getattr(request.node, "callspec", None), "params", {})
-    if {"family", "row"} <= params.keys() and params["row"].compact:
-        family = ALL[params["family"]]
-        if family.mrope or family.name == "gemma3":
-            pytest.skip("refused: no compact positions")
+    if not {"family", "row"} <= params.keys():
+        return
+    row, family = params["row"], ALL[params["family"]]
+    if row.compact and (family.mrope or family.name == "gemma3"):
+        pytest.skip("refused: no compact positions")
+    if row.moves and family.name == "qwen3_vl":
+        pytest.skip("refused: DeepStack adds features by place")
