@@ -25,8 +25,9 @@ def command(
         }
         for family in FAMILIES.values()
     ]
-    refused = [{"name": None, "model_class": name, "refused": reason} for name, reason in REFUSED.items()]
-    columns = {"model_class": "class", "text": "text layers", "vision": "takes", "groups": "grouped by"}
+    nothing = {"text": [], "vision": [], "groups": []}
+    refused = [{"name": name, "model_class": name, **nothing, "refused": why} for name, why in REFUSED.items()]
+    columns = {"name": "family", "model_class": "class", "text": "text layers", "groups": "grouped by"}
     if markdown:
         print(table(rows))
     elif as_json:
@@ -34,7 +35,7 @@ def command(
     else:
         show(rows, columns, False, "model families")
         print(f"Text models, with rows given by hand (Handle.rows): {', '.join(TEXT_CLASSES)}\n")
-        show(refused, {"model_class": "class", "refused": "reason"}, False, "refused")
+        show(refused, {"name": "class", "refused": "reason"}, False, "refused")
 
 
 def table(rows: list[dict]) -> str:
