@@ -92,3 +92,33 @@ def test_window_forgets_by_position():
     layer.append(rows(3), rows(3), torch.tensor([[0, 2, 5]] * 2), None, steps=6)
     assert layer.pos[0].tolist() == [5]  # positions 3 to 5 are still visible to the next row
     assert layer.get_mask_sizes(1) == (4, 3)
+    assert layer.run() == 3
+
+
+def test_samples_without_rows_take_no_room():
+    layer = SkipCacheLayer()
+    assert layer.hold((0, 2), 3)
+    pos = torch.tensor([[0, 1], [0, 1]])
+    layer.append(torch.stack([rows(2)[0], 5 + rows(2)[0]]), rows(2), pos, None, steps=2)
+    assert layer.keys.shape[0] == 2 and layer.ragged
+    layer.carry = torch.tensor([True, False, True])
+    layer.reorder_cache(torch.tensor([1, 0, 2, 2]))
+    assert layer.samples == (1, 2, 3) and layer.keys[:, 0, 0, 0].tolist() == [1, 6, 6]
+    assert layer.carry.tolist() == [False, True, True, True]
+    assert not layer.hold((0, 1), 4)  # others hold rows: these stay, and all samples are held from now on
+    assert layer.keys.shape[0] == 4 and layer.ok[:, 0].tolist() == [False, True, True, True]
+    layer.append(rows(1, batch=4), rows(1, batch=4), torch.full((4, 1), 2), None, steps=1)
+    assert layer.run().tolist() == [1, 3, 3, 3]
+    layer.batch_select_indices(torch.tensor([0]))
+    assert layer.hold(None, 1) and layer.keys.shape[0] == 1
+
+
+def test_a_batch_of_samples_without_rows():
+    layer = SkipCacheLayer()
+    layer.hold((1,), 2)
+    layer.append(rows(2, batch=1), rows(2, batch=1), torch.tensor([[0, 1]]), None, steps=2)
+    layer.batch_select_indices(torch.tensor([0]))
+    assert layer.samples == () and layer.slots == 0 and layer.get_seq_length() == 2
+    assert layer.hold(None, 1)
+    layer.update(rows(1, batch=1), rows(1, batch=1))
+    assert layer.keys.shape[:3] == (1, 1, 1) and layer.pos.tolist() == [[2]]

@@ -25,6 +25,7 @@ class SkipCacheLayer(DynamicLayer):
         carry: ``[B, ...]``, a method's per-sample decision for later steps, or None.
         samples: the places in a batch of ``batch`` samples that hold any rows, where not all do: ``B`` above is then their
             number. None: all.
+        left: how many rows of each sample have left the window, ``[B]`` or one number for all.
     """
 
     def __init__(self, window: int | None = None):
@@ -38,6 +39,7 @@ class SkipCacheLayer(DynamicLayer):
         self.carry: Tensor | None = None
         self.samples: tuple[int, ...] | None = None
         self.batch = 0
+        self.left: Tensor | int = 0
 
     @classmethod
     def adopt(cls, layer: CacheLayerMixin | None) -> SkipCacheLayer:
@@ -78,6 +80,7 @@ class SkipCacheLayer(DynamicLayer):
             place, real = self._places()
             ok = _or_true(self.ok, self.pos)[place] & real[:, None]
             self.keys, self.values, self.pos, self.ok = self.keys[place], self.values[place], self.pos[place], ok
+            self.left = self.left[place] if torch.is_tensor(self.left) else self.left
             self.samples = None
         return samples is None
 
@@ -87,9 +90,9 @@ class SkipCacheLayer(DynamicLayer):
         real = torch.tensor([b in samples for b in range(self.batch)], device=self.pos.device)
         return (real.long().cumsum(0) - 1).clamp(min=0), real
 
-    def filled(self) -> Tensor | int:
-        """Rows each sample really holds, ``[B]``, or one number for all."""
-        return self.slots if self.ok is None else self.ok.sum(1)
+    def run(self) -> Tensor | int:
+        """Rows of each sample that ran in this layer so far, ``[B]``, or one number for all."""
+        return self.left + (self.slots if self.ok is None else self.ok.sum(1))
 
     def visible(self, pos: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Positions and validity of all keys that the next ``append`` of rows ``pos``, ``ok`` will return."""
@@ -132,7 +135,9 @@ class SkipCacheLayer(DynamicLayer):
             self.ragged |= index_ok is not None or index.shape[1] != steps or self.samples is not None
         self.seen += steps
         if self.window is not None and self.seen >= self.window:
+            before = self.run()
             self._select((self.pos > self.seen - self.window).any(0))
+            self.left = self.left + before - self.run()
         return all_keys, all_values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -163,6 +168,7 @@ class SkipCacheLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self.seen, self.ragged, self.pos, self.ok, self.carry, self.samples = 0, False, None, None, None, None
+        self.left = 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._samples(lambda t: t.index_select(0, beam_idx.to(t.device)))
@@ -185,6 +191,7 @@ class SkipCacheLayer(DynamicLayer):
         if self.pos is not None:
             self.keys, self.values, self.pos = held(self.keys), held(self.values), held(self.pos)
             self.ok = None if self.ok is None else held(self.ok)
+            self.left = held(self.left) if torch.is_tensor(self.left) else self.left
             if self.samples == ():
                 self._select(self.pos.new_zeros(self.slots, dtype=torch.bool))
         self.carry = None if self.carry is None else change(self.carry)

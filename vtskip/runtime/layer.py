@@ -253,9 +253,9 @@ class Execution:
         }
 
     def compact_embeddings(self, rows: RowSet, like: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of the gathered rows when the layer counts only the rows it runs, those in its cache first."""
-        held = self.stored.filled() if isinstance(self.stored, SkipCacheLayer) else self.past
-        first = torch.as_tensor(held, device=like.device).reshape(-1, 1)
+        """cos and sin of the gathered rows when the layer counts only the rows it runs, in all steps."""
+        ran = self.stored.run() if isinstance(self.stored, SkipCacheLayer) else self.past
+        first = torch.as_tensor(ran, device=like.device).reshape(-1, 1)
         place = torch.arange(rows.width, device=like.device).expand(len(rows.index), -1)
         if rows.ok is not None:
             place = (rows.ok.long().cumsum(1) - 1).clamp(min=0)
