@@ -77,11 +77,11 @@ class SequencePlanner(LayerPlanner):
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
         carried = rows.memo.get((CARRIED, self.index))
         gate = self.gate(rows, hidden) if carried is None else carried.float()  # [B]
-        counts = [n if g else 0 for n, g in zip(rows.everything.counts, (gate > 0).tolist())]
-        on = rows.everything
-        if counts != list(on.counts):
-            on = RowSet(rows.valid & (gate > 0)[:, None], counts)
-        plan = LayerPlan(attend=on, expose=on, ffn=rows.everything, cache=on, carry=gate.detach() > 0)
+        everything, runs = rows.everything, gate.detach() > 0
+        on, host = everything, runs.tolist()
+        if not all(host):
+            on = RowSet(rows.valid & runs[:, None], [n * r for n, r in zip(everything.counts, host)])
+        plan = LayerPlan(attend=on, expose=on, ffn=everything, cache=on, carry=runs)
         if torch.is_grad_enabled() and carried is None:
             plan.gain_attn = gate[:, None].expand(rows.valid.shape)
             plan.aux = penalty(gate.mean(), self.scale, self.target)
@@ -104,9 +104,9 @@ class RowPlanner(LayerPlanner):
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
         judged = rows.valid if self.every_step else rows.vision
         gate = torch.where(judged, straight_through(self.router(hidden).sigmoid()), 1.0)  # [B, S]
-        on = rows.valid & (gate > 0)
-        everything = rows.everything
-        plan = LayerPlan(RowSet(on, on.sum(1).tolist()), everything, everything, everything)
+        everything, mask = rows.everything, rows.valid & (gate > 0)
+        on = RowSet(mask, mask.sum(1).tolist())
+        plan = LayerPlan(everything if on.counts == everything.counts else on, everything, everything, everything)
         if torch.is_grad_enabled():
             plan.gain_attn = gate
             mean = torch.where(judged, gate, 0).sum() / judged.sum().clamp(min=1)
