@@ -8,7 +8,7 @@ import torch
 
 from vtskip.cost import full_flops, head_flops, linear_flops
 from vtskip.methods import get_method
-from vtskip.plan import SCORES, DecoderShape, RowMap
+from vtskip.plan import SCORES, VIT_CLS, DecoderShape, RowMap
 from vtskip.runtime.stats import StepState
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs" / "methods"
@@ -33,6 +33,7 @@ def prefill(spec, shape: DecoderShape, rows: RowMap) -> StepState:
     length, state = rows.vision.shape[1], StepState()
     hidden = torch.zeros(1, length, shape.hidden)
     rows.memo |= {(SCORES, i): torch.rand(1, length) for i in range(shape.layers)}
+    rows.memo[VIT_CLS] = torch.rand(1, length)
     state.reset(shape.layers)
     state.begin(rows)
     for i, planner in enumerate(get_method(spec).planners(shape)):
@@ -75,6 +76,30 @@ def test_skip_ffn():
     assert counted({"name": "skip_ffn", "retained": []})[0] == pytest.approx(3.518, abs=2e-3)
     retained = 116 / 576  # ceil(0.2 * 576): the FFN of that share of the vision rows is paid for
     assert counted(preset("skip_ffn"))[0] == pytest.approx(3.518 + retained * (8.504 - 3.518), abs=2e-3)
+
+
+MERGED = {"name": "uniform", "keep": 256 / 576, "schedule": {"kind": "constant"}}  # as many rows as after the merge
+UNMERGED = {"name": "skip_vision", "retain": "even", "keep": 100, "merged": None, "summaries": False}
+
+
+@pytest.mark.parametrize(
+    ("spec", "tflops", "ratio"),
+    [(MERGED, 4.520, 0.494), (preset("skip_vision_llava"), 2.790, 0.305), (UNMERGED, 3.782, 0.413)],
+)
+def test_skip_vision(spec, tflops, ratio):
+    """Llama-3-8B: merging 576 rows to 256 takes half, Skip-FFN on 156 of them (and two summaries) 19 points more."""
+    assert counted("dense", LLAMA3_8B)[0] == pytest.approx(9.148, abs=1e-3)
+    assert counted(spec, LLAMA3_8B) == (pytest.approx(tflops, abs=1e-3), pytest.approx(ratio, abs=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("model", "vision", "attend", "ffn"), [("llava", 576, 258, 102), ("hd", 1152, 1152, 578), ("cos", 1296, 530, 274)]
+)
+def test_skip_vision_rows(model, vision, attend, ffn):
+    """Vision rows per layer of the three published settings; those without FFN leave the cache."""
+    state = prefill(preset(f"skip_vision_{model}"), LLAMA3_8B, prompt(vision, 64))
+    for count in state.layers:
+        assert (count.attend, count.expose, count.ffn, count.cache) == (64 + attend, 64 + attend, 64 + ffn, 64 + ffn)
 
 
 def test_linear_and_head():

@@ -76,7 +76,7 @@ def test_paths_hold_in_any_folder(tmp_path, monkeypatch):
 
 def test_every_method_from_a_paper_states_its_published_cost():
     rows = {row["name"]: row for row in json.loads(run_cli("methods", "--json").out)}
-    for name in ("mod", "pmod", "shortv", "fastv", "skip_ffn"):
+    for name in ("mod", "pmod", "shortv", "fastv", "skip_ffn", "skip_vision"):
         assert rows[name]["published"] == METHODS[name].published != ""
         assert any(unit in rows[name]["published"] for unit in ("%", " x "))
     assert rows["dense"]["published"] is None
