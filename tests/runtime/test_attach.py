@@ -10,6 +10,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 import vtskip
 from tests.tiny import FAMILIES, TEXT
 from vtskip.errors import ConfigError, ModelError
+from vtskip.routers import Router
 from vtskip.runtime.attach import attached
 
 
@@ -196,6 +197,17 @@ def test_bfloat16_runs_and_keeps_its_dtype(batch):
     for spec in ("mod", {"name": "shortv", "layers": [1, 3]}, "skip_ffn"):
         with torch.no_grad(), vtskip.attach(model, spec):
             assert model(**batch).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("spec", ["mod", {"name": "skip_vision", "retain": "even", "keep": 4, "merged": 5}])
+def test_decisions_stay_in_float32_under_autocast(model, batch, spec):
+    seen = []
+    with torch.no_grad(), vtskip.attach(model, spec), torch.autocast("cpu", torch.bfloat16):
+        for module in model.modules():
+            if isinstance(module, Router):
+                module.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+        assert model(**batch).logits.dtype == torch.bfloat16
+    assert seen and set(seen) == {torch.float32}
 
 
 def test_plain_text_model_needs_rows_by_hand():

@@ -61,7 +61,9 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
     if VIT_CLS in planner.needs and rows.has_vision:
         rows.memo[VIT_CLS] = scores_of_rows(run.shared.vit_cls, rows)
     norm = getattr(layer, run.parts.attn_in)
-    plan = planner(rows, norm(hidden_states) if planner.sees == "normed" else hidden_states)
+    seen = norm(hidden_states) if planner.sees == "normed" else hidden_states
+    with torch.autocast(hidden_states.device.type, enabled=False):  # rows are scored in fp32 whatever the layers run in
+        plan = planner(rows, seen)
     if run.shared.uniform:
         for rows_run in (plan.attend, plan.expose, plan.ffn):
             rows_run.run_at_least_one()
