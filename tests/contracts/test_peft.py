@@ -174,3 +174,20 @@ def test_the_whole_policy_in_modules_to_save_is_refused():
     model = adapted(base, modules_to_save=["vtskip"])
     with pytest.raises(ModelError, match=r'modules_to_save=\["vtskip\.router"\]'):
         model(**batch())
+
+
+def test_a_shared_router_in_modules_to_save_is_refused(tmp_path):
+    """PEFT would copy it for the first layer alone, and the others would go on with the frozen original."""
+    base, spec = stock(), {"name": "gamma_mod", "schedule": {"kind": "constant"}}
+    vtskip.attach(base, spec)
+    model = adapted(base, modules_to_save=["vtskip.router"])
+    with pytest.raises(ModelError, match="layers that shared one router no longer do"):
+        model(**batch())
+    model = adapted(stock())
+    vtskip.attach(model, spec)
+    stepped(model)
+    vtskip.save_pretrained(model, tmp_path)
+    plain, expected = stock(), method_state(model)
+    vtskip.load_pretrained(plain, tmp_path)
+    assert list(expected) == ["layers.0.router.weight"]
+    assert torch.equal(method_state(plain)["layers.0.router.weight"], expected["layers.0.router.weight"])

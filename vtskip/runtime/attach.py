@@ -110,6 +110,7 @@ class Handle:
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if head is not None:
             self._hooks.append(head.register_forward_pre_hook(functools.partial(count_logit_rows, self.state)))
+        self._distinct = self._routers()
         model.__dict__["_vtskip_handle"] = self
 
     def _patch(self, index: int, layer: nn.Module, planner: Planner) -> None:
@@ -126,6 +127,10 @@ class Handle:
         self._layers.append(layer)
         self_check(layer, index)
         layer.forward = functools.partial(layer_forward, layer)
+
+    def _routers(self) -> int:
+        """How many different routers there are: layers may share one."""
+        return len({id(layer.vtskip._modules.get("router")) for layer in self._layers})
 
     def detach(self) -> None:
         """Restore the model: forwards, hooks, state-dict keys. Calling it twice does nothing."""
@@ -223,6 +228,11 @@ def check_intact(handle: Handle, module: nn.Module, args: Any, kwargs: Any) -> N
                 "removed hook?); apply such patches first and attach last"
             )
         take_over(layer)
+    if handle._routers() != handle._distinct:
+        raise ModelError(
+            "layers that shared one router no longer do (PEFT's modules_to_save copies it for the first of them alone); "
+            "after get_peft_model set its requires_grad and save it with vtskip.save_pretrained, or give each layer its own"
+        )
 
 
 @torch.no_grad()

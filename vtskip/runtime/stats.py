@@ -82,6 +82,10 @@ class StepState:
     last_rows: RowMap | None = None
     plans: dict[int, LayerPlan] = field(default_factory=dict)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy of the model takes along: no tensor that still belongs to a step's graph."""
+        return {**self.__dict__, "aux": [loss.detach() for loss in self.aux]}
+
     def reset(self, layers: int) -> None:
         self.layers = [LayerCount() for _ in range(layers)]
         self.dense = LayerCount()
