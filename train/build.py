@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.modeling_utils import set_zero3_state
 
 from vtskip.data.config import DataConfig
 from vtskip.data.tokenizer import build_word_tokenizer, conversation_texts
@@ -51,23 +52,22 @@ def new_model(recipe: ModelRecipe, data: DataConfig, samples: list[Sample]) -> t
         text_config = language_model.config
     else:
         language_model, text_config = None, tiny_lm_config(dict(recipe.lm or {}), tokenizer)
-    model = StreamingLlava(
-        StreamingLlavaConfig(
-            vision=recipe.vision,
-            vision_pretrained=recipe.vision_pretrained,
-            image_size=recipe.image_size,
-            cls_token=recipe.cls_token,
-            pool=list(recipe.pool) if recipe.pool else None,
-            fps=data.fps,
-            text_config=text_config,
-            system_prompt=data.system,
-            instruction=data.dialogue().instruction,
-            stream_loss_weight=recipe.stream_loss_weight,
-            pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            **ids,
-        ),
-        language_model,
+    config = StreamingLlavaConfig(
+        vision=recipe.vision,
+        vision_pretrained=recipe.vision_pretrained,
+        image_size=recipe.image_size,
+        cls_token=recipe.cls_token,
+        pool=list(recipe.pool) if recipe.pool else None,
+        fps=data.fps,
+        text_config=text_config,
+        system_prompt=data.system,
+        instruction=data.dialogue().instruction,
+        stream_loss_weight=recipe.stream_loss_weight,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        **ids,
     )
+    with set_zero3_state():  # random weights are drawn whole and cut up later: the same ones without DeepSpeed
+        model = StreamingLlava(config, language_model)
     model.load_vision()
     return model, tokenizer
 

@@ -17,6 +17,7 @@ from vtskip.errors import ConfigError, DataError
 from vtskip.train.config import TrainConfig
 
 CONFIG_NAME = "train_config.yaml"
+GATHER = "stage3_gather_16bit_weights_on_model_save"
 # What may differ between a run and its resumption: everything else would make the second half another experiment.
 FREE_ON_RESUME = {
     "name",
@@ -137,7 +138,7 @@ def write_config(config: TrainConfig) -> None:
 
 
 def read_deepspeed(config: TrainConfig) -> dict[str, Any] | None:
-    """The DeepSpeed settings in a JSON file. Raises ConfigError if it is missing, damaged or does not go with the method."""
+    """The DeepSpeed settings in a JSON file. Raises ConfigError if it is missing, damaged or would write no model."""
     path = config.deepspeed
     if path is None:
         return None
@@ -149,11 +150,9 @@ def read_deepspeed(config: TrainConfig) -> dict[str, Any] | None:
         raise ConfigError(f"deepspeed {path}: not valid JSON ({e})") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"deepspeed {path}: expected an object, got {type(settings).__name__}")
-    stage = (settings.get("zero_optimization") or {}).get("stage", 0)
-    if stage == 3 and config.method is not None:
-        raise ConfigError(
-            f"deepspeed {path}: stage 3 does not shard routers; accepted with a method: stages 0, 1 and 2"
-        )
+    zero = settings.get("zero_optimization") or {}
+    if zero.get("stage") == 3 and not zero.setdefault(GATHER, True):
+        raise ConfigError(f"deepspeed {path}: {GATHER} false: no model could be written; accepted: true")
     return settings
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 
 from vtskip.loading import load_state
+from vtskip.errors import ConfigError
 from vtskip.runtime.attach import attached
 from vtskip.saving import WEIGHTS_NAME, method_state, save_pretrained
 from vtskip.train.build import part_of
@@ -27,9 +28,14 @@ class StreamTrainer(Trainer):
         self._loss_shifts_labels = False  # the template shifts them
 
     def fit(self, checkpoint: Path | None = None) -> None:
-        """Train from the start or from ``checkpoint``, and write the model to the run's folder."""
+        """Train from the start or from ``checkpoint``, and write the model to the run's folder.
+
+        Raises ConfigError for a DeepSpeed run that has taken all its steps: its engine comes only with a step.
+        """
         done = json.loads((checkpoint / "trainer_state.json").read_text()) if checkpoint else {"global_step": 0}
         if checkpoint and done["global_step"] >= done["max_steps"]:  # transformers would take one step too many
+            if self.is_deepspeed_enabled:
+                raise ConfigError(f"{checkpoint}: all {done['max_steps']} steps are done; that folder holds the model")
             self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             self._load_from_checkpoint(str(checkpoint))
         else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,17 +13,35 @@ import torch
 from safetensors.torch import load_file
 
 import vtskip.configs
+from vtskip.loading import load
 
 WORKER = Path(__file__).with_name("zero_worker.py")
 ZERO = Path(vtskip.configs.__path__[0]) / "deepspeed"
+# By default small parameters stay whole, and these are all small: cut up every one, and gather them a few at a time.
+CUT_UP = {
+    "stage3_param_persistence_threshold": 0,
+    "stage3_prefetch_bucket_size": 2000,
+    "stage3_max_live_parameters": 4000,
+    "stage3_max_reuse_distance": 0,
+}
 
 
-def start(values, folder, processes):
+def zero(stage, folder):
+    """The shipped settings of a stage, for a tiny model."""
+    settings = json.loads((ZERO / f"zero{stage}.json").read_text())
+    if stage == 3:
+        settings["zero_optimization"] |= CUT_UP
+    path = folder / "zero.json"
+    path.write_text(json.dumps(settings))
+    return str(path)
+
+
+def start(values, folder, processes, resume=False):
     """Run the worker in ``processes`` processes; returns what each rank saw."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     settings = folder / "settings.json"
     values = values | {"out": str(folder / "run")}
-    settings.write_text(json.dumps({"config": values, "report": str(folder)}))
+    settings.write_text(json.dumps({"config": values, "report": str(folder), "resume": resume}))
     launcher = []
     if processes > 1:
         with socket.socket() as free:
@@ -45,28 +64,77 @@ def logged(folder, key):
     return [line[key] for line in lines if key in line]
 
 
-@pytest.mark.parametrize("stage", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
-def test_two_processes_equal_one(values, tmp_path, stage):
+def logits(folder, method):
+    """Of a saved model, with its own method (None) or another, on a prompt of two frames."""
+    model, _ = load(folder / "run", method)
+    config = model.config
+    words = [i for i in range(4, 20) if i not in (config.frame_id, config.interval_id)]
+    ids = torch.tensor([words[:3] + [config.frame_id] * 2 * config.frame_tokens + words[3:6]])
+    with torch.no_grad():
+        return model(input_ids=ids, frames=torch.arange(2 * 32 * 32 * 3).reshape(2, 32, 32, 3).byte()).logits
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("stage", "method"),
+    [
+        (2, {"name": "mod", "keep": 0.4}),
+        slow(1, {"name": "mod", "keep": 0.4}),
+        (3, {"name": "mod", "keep": 0.4}),
+        slow(3, {"name": "shortv", "layers": [0, 1]}),
+        slow(3, {"name": "skip_ffn", "keep": 0.4}),
+        slow(3, None),
+    ],
+)
+def test_two_processes_equal_one(values, tmp_path, stage, method):
     pytest.importorskip("deepspeed")
-    if stage == 3:  # partitioned from the start, so both go on from one set of weights
-        values["method"] = None
-        start(values, tmp_path / "zero", 1)
-        values["model"] = {"checkpoint": str(tmp_path / "zero" / "run")}
+    values["method"] = method
     values["optim"] = {"steps": 4, "batch_size": 2, "lr": 1e-3, "weight_decay": 0.1}
     (alone,) = start(values, tmp_path / "one", 1)
     values["optim"]["batch_size"] = 1
-    values["deepspeed"] = str(ZERO / f"zero{stage}.json")
+    values["deepspeed"] = zero(stage, tmp_path)
+    # In training and in the validation one rank has frames and the other has none.
+    values |= {"validation": values["data"], "eval_every": 2}
     first, second = start(values, tmp_path / "two", 2)
     # Rank by rank the batches of the one process, dealt out in turn: different samples on each.
-    together = [uid for pair in zip(first, second) for uid in pair]
-    assert together[:8] == alone[:8] and all(a != b for a, b in zip(first[:4], second[:4]))
-    mixed = [a.startswith("talk") != b.startswith("talk") for a, b in zip(first[:4], second[:4])]
-    assert any(mixed), "no step had one rank with frames and one without"
+    trained = [[uid for uid, training in seen if training] for seen in (first, second)]
+    together = [uid for pair in zip(*trained) for uid in pair]
+    assert together[:8] == [uid for uid, _ in alone][:8] and all(a != b for a, b in zip(*trained))
+    for pairs in (zip(*trained), ((a, b) for (a, t), (b, _) in zip(first, second) if not t)):
+        mixed = [a.startswith("talk") != b.startswith("talk") for a, b in pairs]
+        assert any(mixed), "no step had one rank with frames and one without"
     # The gradient norm shows what the loss hides: gradients added up over ranks in another order of parameters.
     for key in ("loss", "grad_norm"):
         assert logged(tmp_path / "two", key) == pytest.approx(logged(tmp_path / "one", key), rel=1e-4)
-    for name in ("model.safetensors", "vtskip_model.safetensors")[: 1 if stage == 3 else 2]:
+    for name in ("model.safetensors", "vtskip_model.safetensors")[: 1 if method is None else 2]:
         one, two = (load_file(tmp_path / n / "run" / name) for n in ("one", "two"))
         assert one.keys() == two.keys()
         for key in one:
             torch.testing.assert_close(two[key], one[key], atol=1e-4, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
+    for other in ("dense", None):
+        torch.testing.assert_close(*(logits(tmp_path / n, other) for n in ("two", "one")), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_stage_3_goes_on_where_it_was_interrupted(values, tmp_path):
+    pytest.importorskip("deepspeed")
+    values["optim"] = {"steps": 4, "batch_size": 1, "lr": 1e-3}
+    values |= {"deepspeed": zero(3, tmp_path), "save_every": 2}
+    folder = tmp_path / "two"
+    start(values, folder, 2)
+    files = [folder / "run" / name for name in ("model.safetensors", "vtskip_model.safetensors")]
+    whole, losses = [load_file(f) for f in files], logged(folder, "loss")
+    for unwritten in (*files, folder / "run" / "checkpoint-4"):
+        shutil.rmtree(unwritten) if unwritten.is_dir() else unwritten.unlink()
+    ranks = start(values, folder, 2, resume=True)
+    assert [len(rank) for rank in ranks] == [2, 2]
+    for file, expected in zip(files, whole):
+        found = load_file(file)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[k], expected[k]) for k in expected)
+    assert logged(folder, "loss") == losses
+    with pytest.raises(AssertionError, match="ConfigError.*checkpoint-4: all 4 steps are done"):
+        start(values, folder, 1, resume=True)

@@ -15,21 +15,28 @@ real_build = vtskip.data.build
 
 
 def build(config, progress=True):
-    """Two clips and two conversations without any frame."""
-    samples = real_build(config, progress=False)[:2]
+    """Two clips and two conversations without any frame, in turn."""
+    clips = real_build(config, progress=False)[:2]
     talk = [{"role": "user", "content": "Narrate."}, {"role": "assistant", "content": "C sees it.", "learn": True}]
-    return samples + [Sample(f"talk{i}", samples[0].video, samples[0].fps, [], talk) for i in range(2)]
+    talks = [Sample(f"talk{i}", clips[0].video, clips[0].fps, [], talk) for i in range(2)]
+    return [sample for pair in zip(clips, talks) for sample in pair]
 
 
 class Seen(setup.Samples):
+    sets: list[object] = []  # the first one made is trained on
+
+    def __init__(self, samples):
+        super().__init__(samples)
+        self.sets.append(self)
+
     def __getitem__(self, index):
-        seen.append(self.samples[index].uid)
+        seen.append((self.samples[index].uid, self is self.sets[0]))
         return super().__getitem__(index)
 
 
-seen: list[str] = []
+seen: list[tuple[str, bool]] = []
 vtskip.data.build = build
 setup.Samples = Seen
-run(parse(TrainConfig, settings["config"], "worker"), progress=False)
+run(parse(TrainConfig, settings["config"], "worker"), resume=settings["resume"], progress=False)
 rank = int(os.environ.get("RANK", "0"))
 Path(settings["report"], f"seen{rank}.json").write_text(json.dumps(seen))

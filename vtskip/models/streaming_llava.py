@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Generation
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vtskip.errors import ModelError
+from vtskip.models.sharding import partitioned
 from vtskip.models.stream_loss import stream_loss
 from vtskip.models.vision_tower import VisionTower, load_pretrained, normalisation, resolve
 
@@ -202,14 +203,15 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
 
         In training a batch without frames runs tower and connector on a blank frame whose rows count zero: every process
         of a sharded run has to call every module, and in the same order, because ZeRO-1 and -2 reduce gradients in the
-        order in which they arrive and would silently add those of different parameters.
+        order in which they arrive and would silently add those of different parameters. ZeRO-3 gathers weights whenever a
+        module is called, so there it is done outside training too.
         """
         mask = input_ids == self.config.frame_id
         absent = features is None
         # A lone placeholder behind a cache is a token the model itself has generated, not a frame.
         if absent and (first or input_ids.shape[1] > 1) and bool(mask.any()):
             raise ModelError(f"input_ids hold {int(mask.sum())} frame placeholders, but no frames were given")
-        if absent and self.training:
+        if absent and (self.training or (first and partitioned(next(self.parameters())))):
             side = self.vision_tower.image_size
             features = self.encode_frames(input_ids.new_zeros(1, side, side, 3, dtype=torch.uint8))
         rows = None
