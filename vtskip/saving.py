@@ -20,6 +20,7 @@ from vtskip._files import write_atomic
 from vtskip.errors import CheckpointError, one_line
 from vtskip.model_card import write_card
 from vtskip.models.families import decoder_of, shape_of, unwrap
+from vtskip.models.sharding import gathered
 from vtskip.runtime.attach import attached
 
 CONFIG_NAME = "vtskip_config.json"
@@ -47,7 +48,7 @@ def method_state(model: nn.Module) -> dict[str, Tensor]:
     """Trained parameters of the attached method, under keys that no architecture changes: ``layers.{i}.router.weight``.
 
     A parameter that several layers share appears once, under the first of them. Of a router that PEFT trains
-    (``modules_to_save``) it is the active adapter's copy.
+    (``modules_to_save``) it is the active adapter's copy. Under ZeRO-3 every process has to call this.
     """
     decoder, _ = decoder_of(unwrap(model))
     state: dict[str, Tensor] = {}
@@ -58,7 +59,7 @@ def method_state(model: nn.Module) -> dict[str, Tensor]:
             key = canonical(planner, name)
             if key is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
-                state[f"layers.{i}.{key}"] = parameter.detach()
+                state[f"layers.{i}.{key}"] = gathered(parameter)
     return state
 
 
@@ -76,7 +77,7 @@ def whole(key: str, tensor: Tensor) -> Tensor:
     """``tensor`` on the CPU, gathered if FSDP2 has spread it (every process must call this). Raises CheckpointError."""
     tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     if tensor.numel() == 0 or tensor.is_meta:
-        raise CheckpointError(f"{key} has no values here (ZeRO-3, or a meta device): gather it and pass state=")
+        raise CheckpointError(f"{key} has no values here (a meta device): load it and pass state=")
     return tensor.cpu().contiguous()
 
 
@@ -92,7 +93,7 @@ def save_pretrained(
 
     Args:
         model: with a method attached, bare or inside a PEFT wrapper. The base model's own weights are not written.
-        state: parameters gathered by the caller (ZeRO-3), by the keys of :func:`method_state`.
+        state: parameters gathered by the caller, by the keys of :func:`method_state`.
         card: write ``README.md`` too, or the method's part of one that is there already.
         name: what the card says to load; the folder's name by default.
 

@@ -77,9 +77,12 @@ def test_a_damaged_deepspeed_file_is_named(values, tmp_path):
         run(parse(TrainConfig, values, "test"), progress=False)
 
 
-def test_stage_3_with_a_method_is_refused(values):
-    values["deepspeed"] = str(CONFIGS / "deepspeed" / "zero3.json")
-    with pytest.raises(VtskipError, match="stages 0, 1 and 2"):
+def test_stage_3_without_a_model_at_the_end_is_refused(values, tmp_path):
+    path = tmp_path / "zero.json"
+    zero = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": False}
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    values["deepspeed"] = str(path)
+    with pytest.raises(VtskipError, match=r"zero\.json: stage3_gather_16bit.* false: no model could be written"):
         run(parse(TrainConfig, values, "test"), progress=False)
 
 
