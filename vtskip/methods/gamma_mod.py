@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from vtskip.methods.base import LayerPlanner, Method
@@ -68,27 +68,34 @@ class GammaMod(Method):
         return router
 
     def planners(self, shape: DecoderShape) -> list[LayerPlanner | None]:
-        keeps = self.schedule.resolve(shape.layers, self.keep)
-        one = self.router(0, shape.hidden)
-        return [
-            None if keep is None else GammaPlanner(self, keep, one if self.shared else self.router(i, shape.hidden))
-            for i, keep in enumerate(keeps)
-        ]
+        planners: list[GammaPlanner | None] = []
+        owner = None
+        for i, keep in enumerate(self.schedule.resolve(shape.layers, self.keep)):
+            planner = None
+            if keep is not None:
+                router = None if owner else self.router(0 if self.shared else i, shape.hidden)
+                planner = GammaPlanner(self, keep, router, owner)
+                owner = planner if self.shared and owner is None else owner
+            planners.append(planner)
+        return list(planners)
 
 
 class GammaPlanner(LayerPlanner):
+    """One layer. It asks the router of its ``owner``, itself or the first routed layer, in which shared parameters lie."""
+
     sees = "normed"
 
-    def __init__(self, method: GammaMod, keep: float, router: Router):
+    def __init__(self, method: GammaMod, keep: float, router: Router | None, owner: "GammaPlanner | None"):
         super().__init__()
         self.keep, self.router, self.aux_weight = keep, router, method.aux_weight
+        self.owner = (owner or self,)  # in a tuple, so that it is no child of this module
         self.routed, self.by_threshold = method.text == "routed", method.inference == "threshold"
         self.threshold, self.decode_threshold = method.threshold, method.decode_threshold
         self.compact = method.positions == "compact"
         self.every_step = self.routed or self.compact or self.decode_threshold is not None
 
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
-        logits = self.router(hidden)
+        logits = self.logits(hidden)
         score = logits[..., 1] - logits[..., 0]
         p = score.sigmoid()
         kept = self.kept(rows, score.detach(), p.detach())
@@ -102,6 +109,12 @@ class GammaPlanner(LayerPlanner):
             loss = cross_entropy(logits.transpose(1, 2), kept.mask.long(), reduction="none")
             plan.aux = self.aux_weight * torch.where(judged, loss, 0).sum() / judged.sum().clamp(min=1)
         return plan
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[B, S, 2]``: what speaks for skipping a row, and for keeping it."""
+        router: nn.Module = self.owner[0].router
+        device = next(router.parameters()).device  # of the layer it lies in
+        return router(hidden.to(device)).to(hidden.device)
 
     def kept(self, rows: RowMap, score: Tensor, p: Tensor) -> RowSet:
         if rows.has_vision:

@@ -106,7 +106,9 @@ class RowPlanner(LayerPlanner):
         gate = torch.where(judged, straight_through(self.router(hidden).sigmoid()), 1.0)  # [B, S]
         everything, mask = rows.everything, rows.valid & (gate > 0)
         on = RowSet(mask, mask.sum(1).tolist())
-        plan = LayerPlan(everything if on.counts == everything.counts else on, everything, everything, everything)
+        if on.counts == everything.counts and not torch.is_grad_enabled():  # training takes the same way on every rank
+            on = everything
+        plan = LayerPlan(on, everything, everything, everything)
         if torch.is_grad_enabled():
             plan.gain_attn = gate
             mean = torch.where(judged, gate, 0).sum() / judged.sum().clamp(min=1)
