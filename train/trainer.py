@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 
-from vtskip.loading import load_state
 from vtskip.errors import ConfigError
+from vtskip.loading import load_state
 from vtskip.runtime.attach import attached
-from vtskip.saving import WEIGHTS_NAME, method_state, save_pretrained
+from vtskip.saving import WEIGHTS_NAME, method_parameters, save_pretrained
 from vtskip.train.build import part_of
 from vtskip.train.config import Optim
 
@@ -54,7 +54,7 @@ class StreamTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save and attached(self.model) is not None:
             folder, gathered = Path(output_dir or self.args.output_dir), method_part(state_dict)
-            state = {key: gathered[key] for key in method_state(self.model)} if gathered else None
+            state = {key: gathered[key] for key in method_parameters(self.model)} if gathered else None
             save_pretrained(self.model, folder, state=state, card=folder == Path(self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

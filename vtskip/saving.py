@@ -45,10 +45,15 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def method_state(model: nn.Module) -> dict[str, Tensor]:
+    """:func:`method_parameters` without their gradients. Under ZeRO-3 they are gathered: every process has to call this."""
+    return {key: gathered(parameter) for key, parameter in method_parameters(model).items()}
+
+
+def method_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Trained parameters of the attached method, under keys that no architecture changes: ``layers.{i}.router.weight``.
 
     A parameter that several layers share appears once, under the first of them. Of a router that PEFT trains
-    (``modules_to_save``) it is the active adapter's copy. Under ZeRO-3 every process has to call this.
+    (``modules_to_save``) it is the active adapter's copy.
     """
     decoder, _ = decoder_of(unwrap(model))
     state: dict[str, Tensor] = {}
@@ -59,7 +64,7 @@ def method_state(model: nn.Module) -> dict[str, Tensor]:
             key = canonical(planner, name)
             if key is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
-                state[f"layers.{i}.{key}"] = gathered(parameter)
+                state[f"layers.{i}.{key}"] = parameter
     return state
 
 

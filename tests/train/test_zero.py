@@ -136,5 +136,5 @@ def test_stage_3_goes_on_where_it_was_interrupted(values, tmp_path):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[k], expected[k]) for k in expected)
     assert logged(folder, "loss") == losses
-    with pytest.raises(AssertionError, match="ConfigError.*checkpoint-4: all 4 steps are done"):
+    with pytest.raises(AssertionError, match=r"ConfigError.*checkpoint-4: all 4 steps are done"):
         start(values, folder, 1, resume=True)
