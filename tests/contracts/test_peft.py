@@ -1,5 +1,7 @@
 """PEFT adapters and attached methods, in either order: same numbers, same keys, same files."""
 
+from typing import Literal
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -8,6 +10,9 @@ from safetensors.torch import load_file
 import vtskip
 from tests.tiny import FAMILIES
 from vtskip.errors import ModelError
+from vtskip.methods import Method
+from vtskip.methods.mod import Mod, ModPlanner
+from vtskip.routers import Router
 from vtskip.runtime.attach import attached
 from vtskip.saving import WEIGHTS_NAME, method_state
 
@@ -176,18 +181,40 @@ def test_the_whole_policy_in_modules_to_save_is_refused():
         model(**batch())
 
 
-def test_a_shared_router_in_modules_to_save_is_refused(tmp_path):
+class Shared(Method):
+    """One router, a child of every layer."""
+
+    name: Literal["shared"] = "shared"
+
+    def planners(self, shape):
+        router = Router(shape.hidden)
+        return [ModPlanner(Mod(), 0.3, router) for _ in range(shape.layers)]
+
+
+def test_a_shared_router_in_modules_to_save_is_refused():
     """PEFT would copy it for the first layer alone, and the others would go on with the frozen original."""
-    base, spec = stock(), {"name": "gamma_mod", "schedule": {"kind": "constant"}}
-    vtskip.attach(base, spec)
+    base = stock()
+    vtskip.attach(base, Shared())
     model = adapted(base, modules_to_save=["vtskip.router"])
     with pytest.raises(ModelError, match="layers that shared one router no longer do"):
         model(**batch())
-    model = adapted(stock())
-    vtskip.attach(model, spec)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_router_of_gamma_mod_trains_for_all_layers(tmp_path, saved):
+    base, spec = stock(), {"name": "gamma_mod", "schedule": {"kind": "constant"}}
+    if saved:
+        vtskip.attach(base, spec)
+        model = adapted(base, modules_to_save=["vtskip.router"])
+    else:
+        model = adapted(base)
+        vtskip.attach(model, spec)
+    untrained = next(iter(method_state(model).values())).clone()
     stepped(model)
+    expected = method_state(model)
+    assert list(expected) == ["layers.0.router.weight"] and not torch.equal(*expected.values(), untrained)
     vtskip.save_pretrained(model, tmp_path)
-    plain, expected = stock(), method_state(model)
-    vtskip.load_pretrained(plain, tmp_path)
-    assert list(expected) == ["layers.0.router.weight"]
-    assert torch.equal(method_state(plain)["layers.0.router.weight"], expected["layers.0.router.weight"])
+    model.save_pretrained(tmp_path)
+    again = stock()
+    vtskip.load_pretrained(again, tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(again, tmp_path).eval()), logits(model))
