@@ -60,6 +60,20 @@ def test_fastv(name, layer, keep):
     assert (method.layer, method.keep) == (layer, keep)
 
 
+@pytest.mark.parametrize(("name", "keep"), [("", 0.5), ("_34", 0.66)])
+def test_gamma_mod(name, keep):
+    method = get_method(preset(f"gamma_mod_llava_hr_7b{name}"))
+    assert (method.keep, method.threshold, method.decode_threshold, method.aux_weight) == (keep, 0.005, 0.5, 0.01)
+    assert routed(method, LLAVA_7B) == set(range(3, 31))
+
+
+def test_layers_of_mindskip_and_the_depth_baselines():
+    assert routed(get_method(preset("mindskip_llama_3_8b")), LLAVA_7B) == set(range(15, 31))
+    assert routed(get_method(preset("vtw_llava_1.5_7b")), LLAVA_7B) == set(range(16, 32))
+    assert routed(get_method(preset("vtw_llava_1.5_13b")), LLAVA_13B) == set(range(20, 40))
+    assert routed(get_method(preset("layer_skip")), LLAVA_7B) == set(range(1, 32, 2))
+
+
 def test_every_preset_is_listed_with_a_path_that_attaches():
     rows = json.loads(run_cli("methods", "--json").out)
     listed = {(row["name"], entry["path"]) for row in rows for entry in row["presets"]}
@@ -76,7 +90,7 @@ def test_paths_hold_in_any_folder(tmp_path, monkeypatch):
 
 def test_every_method_from_a_paper_states_its_published_cost():
     rows = {row["name"]: row for row in json.loads(run_cli("methods", "--json").out)}
-    for name in ("mod", "pmod", "shortv", "fastv", "skip_ffn", "skip_vision"):
+    for name in ("mod", "pmod", "gamma_mod", "mindskip", "shortv", "fastv", "skip_ffn", "skip_vision"):
         assert rows[name]["published"] == METHODS[name].published != ""
         assert any(unit in rows[name]["published"] for unit in ("%", " x "))
     assert rows["dense"]["published"] is None

@@ -49,6 +49,9 @@ def test_layers_by_count_quantile_share_and_rank():
     assert scores.order == [1, 0, 2, 3]
     assert scores.layers(2) == scores.layers(quantile=0.4) == scores.layers(threshold=0.2 + 1e-6) == [0, 1]
     assert scores.layers(rank=39) == [0, 1] and scores.layers(rank=41) == [0, 1, 2]  # 30, 7.5, 40 and 60 rows
+    for total, count in ((32, 19), (40, 24)):  # ShortV's published numbers of layers
+        assert len(AttentionRanks(torch.rand(3, total), torch.ones(3)).layers(quantile=0.6)) == count
+    assert scores.layers(quantile=0.0) == [1] and scores.layers(quantile=1.0) == [0, 1, 2, 3]
     for rules in ({}, {"count": 1, "rank": 3}, {"quantile": 1.5}, {"count": 5}):
         with pytest.raises(ConfigError):
             scores.layers(**rules)
