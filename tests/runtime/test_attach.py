@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import vtskip
 from tests.tiny import FAMILIES, TEXT
@@ -142,12 +142,6 @@ def test_rows_given_by_hand_equal_rows_read_from_the_inputs():
 def test_pixels_with_embeddings_alone_are_refused(model, batch):
     with vtskip.attach(model, "mod"), pytest.raises(ModelError, match=r"Handle\.rows"):
         model(inputs_embeds=model.get_input_embeddings()(batch["input_ids"]), pixel_values=batch["pixel_values"])
-
-
-def test_static_cache_is_refused_where_rows_are_dropped(model, batch):
-    cache = StaticCache(model.config.get_text_config(), max_cache_len=64)
-    with vtskip.attach(model, "mod"), pytest.raises(ModelError, match="StaticLayer"):
-        model(**batch, past_key_values=cache)
 
 
 def test_attach_leaves_the_random_state_alone(model):

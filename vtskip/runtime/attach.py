@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from vtskip.models.layers import check_layers, parts_of
 from vtskip.plan import MOVABLE, VIT_CLS, DecoderShape, LayerPlan, Planner, RowMap
 from vtskip.runtime.checkpoints import hand_back, take_over
 from vtskip.runtime.layer import Execution, LayerRuntime, layer_forward, native
+from vtskip.runtime.masks import backend
 from vtskip.runtime.report import Report, make_report
 from vtskip.runtime.rows import Layout, reader_for
 from vtskip.runtime.stats import StepState, count_logit_rows
@@ -239,10 +241,12 @@ def check_intact(handle: Handle, module: nn.Module, args: Any, kwargs: Any) -> N
 def self_check(layer: nn.Module, index: int) -> None:
     """Run the query seam on a few random rows against the layer's own forward. Raises ModelError if they differ.
 
-    Layers whose weights are not here (meta device, sharded) and flash back ends are not run.
+    Layers whose weights are not here (meta device, sharded) are not run. The check is of the layer, not of its back end:
+    where that takes no 4-D mask (flash, flex) it runs on eager attention.
     """
     weight, attn = layer.input_layernorm.weight, layer.self_attn
-    if weight.is_meta or weight.numel() == 0 or "flash" in (attn.config._attn_implementation or ""):
+    config, kind = attn.config, backend(attn)
+    if weight.is_meta or weight.numel() == 0:
         return
     generator = torch.Generator().manual_seed(index)
 
@@ -252,19 +256,23 @@ def self_check(layer: nn.Module, index: int) -> None:
     n = 5
     x, embeddings = random(1, n, weight.numel()), (random(1, n, attn.head_dim), random(1, n, attn.head_dim))
     allowed = torch.ones(n, n, dtype=torch.bool, device=weight.device).tril()[None, None]
-    if attn.config._attn_implementation == "eager":
-        mask = torch.where(allowed, 0.0, torch.finfo(weight.dtype).min).to(weight.dtype)
+    if kind != "sdpa":
+        mask = torch.zeros_like(allowed, dtype=weight.dtype).masked_fill(~allowed, torch.finfo(weight.dtype).min)
     else:
         mask = allowed
     kwargs = {"attention_mask": mask, "position_embeddings": embeddings}
     modes = {m: m.training for m in layer.modules()}
     layer.eval()
     try:
+        if kind in ("flash", "flex"):
+            attn.config = copy.copy(config)
+            attn.config._attn_implementation = "eager"
         rows = RowMap.build(np.zeros((1, n), bool), device=weight.device)
         plan = LayerPlan.of(rows.everything)
         ours = Execution(layer, rows, plan, x, kwargs).query(x, None, None)
         theirs = native(layer, x, kwargs)
     finally:
+        attn.config = config
         for module, mode in modes.items():
             module.training = mode
     error = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)

@@ -1,70 +1,17 @@
-"""Attention on gathered rows: masks from logical positions, and queries from fewer rows than keys."""
+"""Attention on gathered rows: queries from fewer rows than keys, and the scores of one row."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtskip.kernels.rows import gather_rows
 from vtskip.plan import RowSet
-
-
-def backend(attn: nn.Module) -> str:
-    return attn.config._attn_implementation or "sdpa"
-
-
-def subset_mask(
-    received: Tensor | None,
-    query_index: Tensor,
-    query_ok: Tensor | None,
-    key_pos: Tensor,
-    key_ok: Tensor | None,
-    past: int,
-    length: int,
-    impl: str,
-    dtype: torch.dtype,
-) -> Tensor | None:
-    """The mask of gathered queries against any set of keys, from whatever mask the model built.
-
-    Args:
-        received: the layer's own mask: None, 2-D (flash), or 4-D bool or float over ``length`` queries.
-        query_index: ``[B, m]`` rows of this forward; their logical position is ``past + query_index``.
-        key_pos: ``[B, n]`` logical positions of the keys; ``query_ok``/``key_ok`` are False on fillers, None if there are none.
-
-    A 4-D mask is gathered at its rows and columns, so whatever it expresses (padding, sliding windows, bidirectional images)
-    holds. Otherwise a key is visible to queries at or after its position. Filler queries see everything: no NaN rows.
-    """
-    if "flash" in impl:
-        return None if key_ok is None else key_ok.to(torch.int32)
-    if received is None or received.dim() == 2:
-        allowed = key_pos[:, None, None, :] <= (past + query_index)[:, None, :, None]
-        if received is not None:  # padding, of a flash model's layer that runs on another back end
-            real = received.bool().gather(1, key_pos)
-            key_ok = real if key_ok is None else key_ok & real
-    else:
-        offset = max(past + length - received.shape[-1], 0)  # first logical column, above 0 for sliding windows
-        full = received.expand(query_index.shape[0], *received.shape[1:])
-        full = full.gather(2, query_index[:, None, :, None].expand(-1, full.shape[1], -1, full.shape[3]))
-        columns = (key_pos - offset).clamp(min=0)[:, None, None, :].expand(-1, *full.shape[1:3], -1)
-        allowed = full.gather(3, columns)
-        if offset:
-            inside = key_pos >= offset
-            key_ok = inside if key_ok is None else key_ok & inside
-    lowest = torch.finfo(dtype).min
-    hidden = None if key_ok is None else ~key_ok[:, None, None, :]
-    filler = None if query_ok is None else ~query_ok[:, None, :, None]
-    if allowed.dtype == torch.bool:
-        if hidden is not None:
-            allowed = allowed & ~hidden
-        if filler is not None:
-            allowed = allowed | filler
-        return torch.where(allowed, 0.0, lowest).to(dtype) if impl == "eager" else allowed
-    if hidden is not None:
-        allowed = allowed.masked_fill(hidden, lowest)
-    return allowed if filler is None else allowed.masked_fill(filler, 0.0)
+from vtskip.runtime.masks import backend
 
 
 def project_kv(attn: nn.Module, normed: Tensor, position_embeddings: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -120,14 +67,14 @@ def query_attention(
     key_embeddings: tuple[Tensor, ...],
     query_embeddings: tuple[Tensor, ...],
     update: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    mask_of: Callable[[str], Tensor | None],
+    mask_of: Callable[[str], Any],
 ) -> Tensor:
     """Attention with fewer queries than keys: of the rows that only expose, nothing but K and V is computed.
 
     Args:
         normed: ``[B, S, hidden]`` after the layer's first norm; ``normed_keys`` its exposed rows, None for all of them.
         key_embeddings, query_embeddings: cos and sin at those rows and at the queries.
-        update: ``(k, v) -> (k, v)`` the cache step. mask_of: ``implementation -> mask`` ``[B, 1, m, n]``, called after it.
+        update: ``(k, v) -> (k, v)`` the cache step. mask_of: ``kind of back end -> mask``, called after it.
 
     Returns:
         ``[B, m, hidden]`` after the output projection. A step without any query only writes K and V.
@@ -140,20 +87,19 @@ def query_attention(
     q = _heads(attn, "q", gather_rows(normed, queries.flat_index, batch))
     k, v = update(*project_kv(attn, keys, key_embeddings))
     q = _rotate(attn, q, query_embeddings)
-    impl = backend(attn)
-    cap = soft_cap(attn)
-    if "flash" in impl:  # rows picked out of a sequence have no causal form there
-        impl = "sdpa" if cap is None else "eager"
+    name, kind, cap = attn.config._attn_implementation or "sdpa", backend(attn), soft_cap(attn)
+    if kind == "flash":  # rows picked out of a sequence have no causal form there
+        name = kind = "sdpa" if cap is None else "eager"
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # loaded with the model; slow to import without one
 
     eager = sys.modules[type(attn).__module__].eager_attention_forward
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(impl, eager)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
     out, _ = attend(
         attn,
         q,
         k,
         v,
-        mask_of(impl),
+        mask_of(kind),
         dropout=attn.attention_dropout if attn.training else 0.0,
         scaling=attn.scaling,
         sliding_window=None,  # part of the mask

@@ -21,9 +21,11 @@ from vtskip.kernels.rows import gather_rows, scatter_rows
 from vtskip.models.cls_attention import scores_of_rows
 from vtskip.models.layers import PRE_NORM, LayerParts
 from vtskip.plan import CARRIED, SCORES, VIT_CLS, LayerPlan, RowMap, RowSet
-from vtskip.runtime.attention import backend, last_row_scores, query_attention, subset_mask
-from vtskip.runtime.cache import Sink, SkipCacheLayer, cache_layer, skip_layer
+from vtskip.runtime.attention import last_row_scores, query_attention
+from vtskip.runtime.cache import Sink, append, cache_layer, is_static, skip_layer
 from vtskip.runtime.checkpoints import checkpointed, checkpointing, own_forward
+from vtskip.runtime.masks import StepMask, backend, document_starts, packed, window_of
+from vtskip.runtime.slots import RowSlots, StaticSkipLayer
 from vtskip.runtime.stats import StepState
 
 
@@ -90,15 +92,22 @@ def native(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -> T
 def text_step(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """A step in which this layer runs every row: native, with a new mask only where the cache's slots need one."""
     stored = cache_layer(kwargs.get("past_key_values"), layer.vtskip.runtime.index)
-    if not isinstance(stored, SkipCacheLayer) or not stored.ragged:
+    if not isinstance(stored, RowSlots) or not stored.ragged:
         return native(layer, hidden_states, kwargs)
-    received, (batch, length) = kwargs.get("attention_mask"), hidden_states.shape[:2]
-    if received is None and stored.ok is None and (length == 1 or "flash" in backend(layer.self_attn)):
-        return native(layer, hidden_states, kwargs)
-    index = torch.arange(length, device=hidden_states.device).expand(batch, -1)
-    pos, ok = stored.visible(stored.seen + index, None)
-    impl = backend(layer.self_attn)
-    mask = subset_mask(received, index, None, pos, ok, stored.seen, length, impl, hidden_states.dtype)
+    received, (batch, length), attn = kwargs.get("attention_mask"), hidden_states.shape[:2], layer.self_attn
+    kind, window = backend(attn), window_of(attn)
+    static = isinstance(stored, StaticSkipLayer)
+    past = 0 if static and window is None else stored.seen  # not read there, and asking would wait for the device
+    step = StepMask(received, kind, window, past, length, None, hidden_states.dtype)
+    if isinstance(stored, StaticSkipLayer):
+        mask = step.without(stored.real_columns(length))
+    else:
+        stored.hold(None, batch)
+        index = torch.arange(length, device=hidden_states.device).expand(batch, -1)
+        pos, ok = stored.visible(past + index, None)
+        if received is None and ok is None and length == 1 and kind != "flash":
+            return native(layer, hidden_states, kwargs)
+        mask = step.subset(index, None, pos, ok, kind)
     return native(layer, hidden_states, {**kwargs, "attention_mask": mask})
 
 
@@ -112,23 +121,34 @@ class Execution:
     def __init__(self, layer: nn.Module, rows: RowMap, plan: LayerPlan, x: Tensor, kwargs: dict[str, Any]):
         self.layer, self.rows, self.plan, self.kwargs = layer, rows, plan, kwargs
         self.batch, self.length = x.shape[:2]
-        self.received: Tensor | None = kwargs.get("attention_mask")
         self.cache: Cache | None = None if checkpointing(layer) else kwargs.get("past_key_values")
         run: LayerRuntime = layer.vtskip.runtime
         self.index, self.parts = run.index, run.parts
         self.compact: bool = layer.vtskip.compact
         self.stored = stored = cache_layer(self.cache, self.index)
         self.past = 0 if stored is None else int(stored.get_seq_length())
-        self.ragged = isinstance(stored, SkipCacheLayer) and stored.ragged
-        self.slots = stored.slots if isinstance(stored, SkipCacheLayer) else self.past
+        self.ragged = isinstance(stored, RowSlots) and stored.ragged
+        self.slots = stored.slots if isinstance(stored, RowSlots) else self.past
         self.attend = self.pack()
+        attn, dtype = layer.self_attn, layer.input_layernorm.weight.dtype
+        self.kind = backend(attn)
+        self.starts = self.documents() if self.kind == "flash" else None
+        received = kwargs.get("attention_mask")
+        self.step = StepMask(received, self.kind, window_of(attn), self.past, self.length, self.starts, dtype)
+
+    def documents(self) -> Tensor | None:
+        """Borders of packed documents, found once per forward."""
+        memo = self.rows.memo
+        if "documents" not in memo:
+            memo["documents"] = document_starts(self.kwargs, self.batch, self.length, self.past)
+        return memo["documents"]
 
     def pack(self) -> RowSet:
         rows = self.plan.attend
         packed = rows.packed if rows is self.plan.expose else rows
-        if isinstance(self.stored, SkipCacheLayer):
+        if isinstance(self.stored, RowSlots):
             return packed if self.stored.hold(packed.samples, self.batch) else rows
-        return rows if self.past else packed
+        return rows if self.past or is_static(self.stored) else packed
 
     def run(self, x: Tensor) -> Tensor:
         plan = self.plan
@@ -245,10 +265,11 @@ class Execution:
             layer, stored, steps = skip_layer(self.cache, self.index), self.stored_index(rows), self.length
             layer.hold(rows.samples, self.batch)
             all_pos, all_ok = layer.visible(pos, ok)
-            sink = Sink(lambda k, v: layer.append(k, v, pos, ok, steps, stored))
+            sink = Sink(lambda k, v: append(self.cache, self.index, k, v, (pos, ok, steps, stored)))
         # position_ids=None: flash would read the gaps between gathered positions as document boundaries.
         return {
             **kwargs,
+            **({} if self.starts is None else packed(self.starts, rows)),
             "attention_mask": self.mask(rows, all_pos, all_ok),
             "past_key_values": sink,
             "position_ids": None,
@@ -256,7 +277,7 @@ class Execution:
 
     def compact_embeddings(self, rows: RowSet, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of the gathered rows when the layer counts only the rows it runs, in all steps."""
-        ran = self.stored.run() if isinstance(self.stored, SkipCacheLayer) else self.past
+        ran = self.stored.run() if isinstance(self.stored, RowSlots) else self.past
         first = torch.as_tensor(ran, device=like.device).reshape(-1, 1)
         place = torch.arange(rows.width, device=like.device).expand(len(rows.index), -1)
         if rows.ok is not None:
@@ -266,16 +287,13 @@ class Execution:
 
     def mask(self, rows: RowSet, key_pos: Tensor, key_ok: Tensor | None) -> Tensor | None:
         """None where causal-by-order is right: the same rows as queries and keys, or a single query that sees all."""
-        if self.received is None and key_ok is None and (rows.width == 1 or key_pos.shape[1] == rows.width):
+        plain = self.kind != "flash" and self.step.received is None and key_ok is None
+        if plain and (rows.width == 1 or key_pos.shape[1] == rows.width):
             return None
-        return self.build_mask(rows, key_pos, key_ok, backend(self.layer.self_attn))
+        return self.build_mask(rows, key_pos, key_ok, self.kind)
 
-    def build_mask(self, rows: RowSet, key_pos: Tensor, key_ok: Tensor | None, impl: str) -> Tensor | None:
-        dtype = self.layer.input_layernorm.weight.dtype
-        received = self.received
-        if received is not None and rows.samples is not None and len(received) > 1:
-            received = received[list(rows.samples)]
-        return subset_mask(received, rows.index, rows.ok, key_pos, key_ok, self.past, self.length, impl, dtype)
+    def build_mask(self, rows: RowSet, key_pos: Tensor, key_ok: Tensor | None, kind: str) -> Any:
+        return self.step.subset(rows.index, rows.ok, key_pos, key_ok, kind, rows.samples)
 
     def stored_index(self, rows: RowSet) -> tuple[Tensor, Tensor | None] | None:
         """Where among the gathered ``rows`` those lie that the plan leaves in the cache; None for all of them."""
@@ -289,11 +307,10 @@ class Execution:
     def write_nothing(self, x: Tensor) -> None:
         """No row runs in this layer: its cache only learns that rows passed by."""
         if self.cache is not None:
-            layer = skip_layer(self.cache, self.index)
             attn = self.layer.self_attn
             empty = x.new_empty(self.batch, attn.config.num_key_value_heads, 0, attn.head_dim)
             pos = torch.empty(self.batch, 0, dtype=torch.long, device=x.device)
-            layer.append(empty, empty, pos, None, self.length)
+            append(self.cache, self.index, empty, empty, (pos, None, self.length, None))
 
 
 class _Keys:
@@ -308,12 +325,12 @@ class _Keys:
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         ex = self.of
-        stock = ex.cache is None or not isinstance(cache_layer(ex.cache, ex.index), SkipCacheLayer)
-        if self.all and stock:  # every row, padding included, as the dense layer would store it
+        if self.all and not isinstance(ex.stored, RowSlots):  # as the dense layer would store it, padding included
+            offset, total = 0, ex.past + ex.length
             if ex.cache is not None:
-                k, v = ex.cache.update(k, v, ex.index)
-            total, n = ex.past + ex.length, k.shape[2]
-            self.pos = torch.arange(total - n, total, device=k.device).expand(ex.batch, -1)
+                offset = ex.cache.get_mask_sizes(ex.length, ex.index)[1]
+                k, v = (t[:, :, : total - offset] for t in ex.cache.update(k, v, ex.index))  # without free static slots
+            self.pos = torch.arange(offset, total, device=k.device).expand(ex.batch, -1)
             return k, v
         rows = ex.plan.expose
         if self.all:
@@ -326,11 +343,11 @@ class _Keys:
         layer = skip_layer(ex.cache, ex.index)
         stored = None if self.all else ex.stored_index(rows)
         self.pos, self.ok = layer.visible(ex.past + index, ok)
-        return layer.append(k, v, ex.past + index, ok, ex.length, stored)
+        return append(ex.cache, ex.index, k, v, (ex.past + index, ok, ex.length, stored))
 
-    def mask(self, impl: str) -> Tensor | None:
+    def mask(self, kind: str) -> Any:
         assert self.pos is not None
-        return self.of.build_mask(self.of.plan.attend, self.pos, self.ok, impl)
+        return self.of.build_mask(self.of.plan.attend, self.pos, self.ok, kind)
 
 
 def scaled(delta: Tensor, gain: Tensor | None) -> Tensor:

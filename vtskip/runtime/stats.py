@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from vtskip.plan import LayerPlan, RowMap
-from vtskip.runtime.cache import kv_bytes, stored_slots
+from vtskip.runtime.cache import dense_length, is_static, kv_bytes, stored_slots
 
 
 @dataclass
@@ -112,8 +112,7 @@ class StepState:
         if rows is None:
             self.text_rows += n
         vision = 0 if rows is None else sum(map(sum, rows.sizes))
-        past = 0 if cache is None else max(cache.get_seq_length() - length, 0)
-        self.dense.add(n, n * (past + length), vision)
+        self.dense.add(n, n * max(0 if cache is None else dense_length(cache), length), vision)
         for i, count in enumerate(self.layers):
             if i in self.running:
                 self._add(count, batch, length, vision, *self.running[i])
@@ -131,8 +130,11 @@ class StepState:
     def _measure_cache(self, cache: Any, batch: int) -> None:
         keys = next((layer.keys for layer in cache.layers if stored_slots(layer)), None)
         row_bytes = 0 if keys is None else 2 * batch * keys.shape[1] * keys.shape[3] * keys.element_size()
-        seen = cache.get_seq_length()
-        held = [min(seen, w - 1) if (w := window_of(layer)) else seen for layer in cache.layers]
+        seen = dense_length(cache)
+        held = [
+            stored_slots(layer) if is_static(layer) else min(seen, w - 1) if (w := window_of(layer)) else seen
+            for layer in cache.layers
+        ]
         self.kv_bytes, self.kv_bytes_dense = kv_bytes(cache), row_bytes * sum(held)
 
     def _add(
