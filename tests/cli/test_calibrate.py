@@ -6,7 +6,12 @@ import pytest
 import torch
 import yaml
 
+import vtskip
 from tests.fixtures_stream import DIALOGUE, run_cli
+from vtskip.calibrate import layer_contribution
+from vtskip.calibrate.prompts import draw, inputs_of, prompts_of
+from vtskip.data import DataConfig, build
+from vtskip.streaming.loading import load_stream
 
 FILES = ("scores.json", "calibration.json", "calibration.png", "method.yaml")
 
@@ -26,12 +31,6 @@ def calibrate(values, folder, *arguments):
 
 def test_the_method_it_writes_is_the_one_with_the_lowest_scores(values, checkpoint, tmp_path):
     """The scores are those of ``layer_contribution`` in Python on the same prompts, and method.yaml attaches."""
-    import vtskip
-    from vtskip.calibrate import layer_contribution
-    from vtskip.calibrate.prompts import draw, inputs_of, prompts_of
-    from vtskip.data import DataConfig, build
-    from vtskip.streaming.loading import load_stream
-
     result = calibrate(values, tmp_path, "choose.count=2", "--json")
     assert result.code == 0, result.err
     record = json.loads(result.out)
@@ -124,9 +123,7 @@ def test_another_choice_uses_the_kept_scores(values, tmp_path, monkeypatch):
     assert yaml.safe_load((tmp_path / "out/method.yaml").read_text()) == {"name": "shortv", "layers": [0, 1, 2, 3]}
 
 
-def test_arank_writes_gamma_mod(values, tmp_path):
-    from vtskip.methods import METHODS, get_method
-
+def test_arank_writes_gamma_mod(values, checkpoint, tmp_path):
     result = calibrate(values, tmp_path, "score=arank", "choose.count=2", "--json")
     assert result.code == 0, result.err
     record = json.loads(result.out)
@@ -138,16 +135,16 @@ def test_arank_writes_gamma_mod(values, tmp_path):
     layers = sorted(record["order"][:2])
     method = yaml.safe_load((tmp_path / "out/method.yaml").read_text())
     assert method == {"name": "gamma_mod", "schedule": {"kind": "list", "layers": layers}}
-    if "gamma_mod" in METHODS:
-        assert get_method(tmp_path / "out/method.yaml").schedule.layers == layers
+    opened = load_stream(checkpoint)
+    opened.handle.detach()
+    prompt = draw(prompts_of(build(DataConfig(**values["data"]))), 1, 0)[0]
+    with vtskip.attach(opened.model, tmp_path / "out/method.yaml") as handle:
+        opened.model(**inputs_of(opened, prompt))
+        assert [layer.kept < 1 for layer in handle.report().layers] == [i in layers for i in range(4)]
 
 
 def test_prompts_may_end_inside_the_reply(values, checkpoint, tmp_path):
     """Before a drawn token of it: after none of its tokens or several, never after the last."""
-    from vtskip.calibrate.prompts import draw, inputs_of, prompts_of
-    from vtskip.data import DataConfig, build
-    from vtskip.streaming.loading import load_stream
-
     opened = load_stream(checkpoint)
     all_prompts = prompts_of(build(DataConfig(**values["data"])))
     added = []
