@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,13 +62,12 @@ def llava(text: Any) -> Any:
 
 def vipllava() -> Any:
     text = hf.LlamaConfig(**TEXT)
-    layers = [-2, -1]
     config = hf.VipLlavaConfig(
         vision_config=clip(),
         text_config=text,
         image_token_id=IMAGE_ID,
         image_seq_length=16,
-        vision_feature_layer=layers,
+        vision_feature_layers=[-2, -1],  # the older name, which newer versions map
     )
     return hf.VipLlavaForConditionalGeneration(config)
 
@@ -138,7 +138,11 @@ def video_llava() -> Any:
 def video_llava_part(i: int) -> Part:
     """Frames keep the class row of the tower, images do not."""
     if i == 1:
-        return image(i)
+        newer = "pixel_values" in inspect.signature(hf.VideoLlavaForConditionalGeneration.forward).parameters
+        part = image(i)
+        return Part(
+            part.ids, part.groups, {"pixel_values" if newer else "pixel_values_images": pixels(i, 1, 3, 32, 32)}
+        )
     return Part([VIDEO_ID] * 34, [17, 17], {"pixel_values_videos": pixels(i, 1, 2, 3, 32, 32)})
 
 
