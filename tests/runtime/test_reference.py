@@ -59,9 +59,10 @@ def test_skipping_equals_masking(model, family, row, side):
         expected, expected_gradients = loss_and_gradients(model, batch, again, lambda: losses)
     valid = batch["attention_mask"].bool()
     assert (logits - expected)[valid].abs().max() <= family.tolerance * max(1.0, float(expected.abs().max()))
-    assert gradients.keys() == expected_gradients.keys()
+    assert gradients.keys() <= expected_gradients.keys()
     largest = max(float(g.abs().max()) for g in expected_gradients.values())
     for name, gradient in expected_gradients.items():
+        ours = gradients.get(name, torch.zeros_like(gradient))  # what did not run has none, where masking gives zeros
         # In float32 a small gradient is a difference of large terms: it is as exact as those.
         scale = gradient.abs().max().clamp(min=1e-3) if family.dtype == torch.float64 else largest
-        assert (gradients[name] - gradient).abs().max() <= rounding * scale, name
+        assert (ours - gradient).abs().max() <= rounding * scale, name
