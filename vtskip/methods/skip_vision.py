@@ -144,9 +144,9 @@ class SkipVisionPlanner(LayerPlanner):
             if split.retained == size:
                 continue
             places = places_of(rows, size)
-            x, order = flat[places], self.retained(rows, places, split.retained)
-            kept, others = take(x, order[:, : split.retained]), take(x, order[:, split.retained :])
-            others, _ = merge_redundant(others, split.skipped)
+            order = places.gather(1, self.retained(rows, places, split.retained))
+            kept = flat[order[:, : split.retained]]
+            others, _ = merge_redundant(flat[order[:, split.retained :]], split.skipped)
             parts.append((places[:, : split.used], [kept, others]))
             groups += [kept, others] if split.summaries else []
         summaries = iter([] if self.summary is None else self.summary(groups or [hidden[:1, :1]]))
@@ -186,7 +186,7 @@ def places_of(rows: RowMap, size: int) -> Tensor:
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Rows ``[G, m]`` of ``[G, n, hidden]``."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+    return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
 def merge_redundant(x: Tensor, left: int, raster: bool = True) -> tuple[Tensor, Tensor]:
@@ -197,12 +197,11 @@ def merge_redundant(x: Tensor, left: int, raster: bool = True) -> tuple[Tensor, 
     redundancy (``raster=False``); here they stay in the order of the image. Ties go to the earlier row.
     """
     unit = nn.functional.normalize(x.detach().to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
-    similar = unit @ unit.transpose(1, 2)
-    redundancy = similar.sum(-1) - similar.diagonal(dim1=1, dim2=2)
+    redundancy = (unit * (unit.sum(1, keepdim=True) - unit)).sum(-1)
     order = redundancy.argsort(dim=1, descending=True, stable=True)
     sources, stay = order[:, : x.shape[1] - left], order[:, x.shape[1] - left :]
     stay = stay.sort(dim=1).values if raster else stay
-    between = take(similar, sources).gather(2, stay[:, None].expand(-1, sources.shape[1], -1))
-    joins = nn.functional.one_hot(between.argmax(-1), left).transpose(1, 2).to(unit.dtype)  # [G, left, sources]
+    best = (take(unit, stay) @ take(unit, sources).transpose(1, 2)).argmax(1)[:, None]
+    joins = unit.new_zeros(len(x), left, sources.shape[1]).scatter(1, best, 1.0)
     total = take(x, stay).to(unit.dtype) + joins @ take(x, sources).to(unit.dtype)
     return total / (1 + joins.sum(-1, keepdim=True)), stay
