@@ -6,7 +6,7 @@
 if __name__ != "vtskip.data":
     raise ImportError("import vtskip.data, not data: this folder is part of the vtskip package")
 
-from vtskip.data.config import DataConfig, build
+from vtskip.data.config import DataConfig, build, iterate
 from vtskip.data.types import Sample
 
-__all__ = ["DataConfig", "Sample", "build"]
+__all__ = ["DataConfig", "Sample", "build", "iterate"]

@@ -4,7 +4,6 @@ The question tasks follow VideoLLM-online (arXiv 2406.11816): the question comes
 and last time are rounded up to the frame grid.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +11,23 @@ from typing import Any, Literal
 
 from vtskip.data.dialogue import Dialogue, narration_samples
 from vtskip.data.files import read_json
-from vtskip.data.rows import OnError, Row, Splits, collect, find_video, slack_of, split_uids
+from vtskip.data.labels import step_words, task_words
+from vtskip.data.rows import OnError, Row, Splits, Watch, collect, find_video, slack_of, split_uids
 from vtskip.data.timeline import Narration, clean_text, frame_at
 from vtskip.data.types import Sample, Turn
-from vtskip.data.video import VideoInfo, model_frames, probe, source_index
+from vtskip.data.video import VideoInfo, model_frames, probe, source_index, spread
 from vtskip.errors import ConfigError, nearest
 
-CoinTask = Literal["narrate", "step", "next", "task", "procedure"]
+CoinTask = Literal["narrate", "step", "next", "task", "procedure", "procedure_goal"]
+_SEVERAL = "what are the next {n} actions for the video? Name one action per numbered line."
 QUESTIONS: dict[str, str] = {
     "step": "What is the action in the video? Name the action only.",
     "next": "What is the next action for the video? Name the action only.",
     "task": "What is the overall activity in the video? Name the activity only.",
-    "procedure": "What are the next {n} actions for the video? Name one action per numbered line.",
+    "procedure": _SEVERAL[0].upper() + _SEVERAL[1:],
+    "procedure_goal": "To {goal}, " + _SEVERAL,
 }
+NEXT_GOAL = "To {goal}, what is the next action for the video? Name the action only."
 NARRATE = "Please name each step of the activity at the moment it starts."
 HORIZON = 5  # actions that a procedure question asks for at most
 # The data set's own description says "validation" for what its file calls "testing".
@@ -35,14 +38,6 @@ SYNONYMS = {
     "testing": "testing",
     "validation": "testing",
 }
-_LABEL_FIXES = {"process (crop, fold) paper": "crop and fold paper"}
-_ACRONYMS = ("TV", "CD", "SIM", "NBA", "SSD", "RJ45")
-_WORD = re.compile("|".join(_ACRONYMS) + r"|[A-Z][^A-Z]*|[^A-Z]+")
-
-
-def task_words(name: str) -> str:
-    """``ReplaceCDDriveWithSSD`` -> ``replace CD drive with SSD``."""
-    return " ".join(word if word in _ACRONYMS else word.lower() for word in _WORD.findall(name)).strip()
 
 
 @dataclass(frozen=True)
@@ -62,9 +57,9 @@ def read_coin(
     task: CoinTask = "narrate",
     splits: Splits | None = None,
     dialogue: Dialogue | None = None,
-    on_error: OnError = "stop",
-) -> list[Sample]:
-    """Samples of one task over the videos in ``videos/{id}.mp4``.
+    on_error: OnError | Watch = "stop",
+) -> Iterator[Sample]:
+    """Samples of one task over the videos in ``videos/{id}.mp4``, video by video.
 
     ``split`` is a subset of the file (train/training, test/testing/validation), or a name in ``splits`` where lists of ids
     are given. ``narrate`` gives one stream per video, the questions one sample per segment (``task``: per video). Raises
@@ -85,19 +80,35 @@ def read_coin(
         record = place.mapping(database[uid])
         info = probe(find_video(videos, uid))
         steps = sorted(_segments(place, record, info, fps), key=lambda step: step.start)
-        meta = {"video_uid": uid, "class": place.get(record, "class", str), "task": task}
+        meta = {"video_uid": uid, "class": place.text(record, "class"), "task": task}
         if task == "narrate":
             texts = [Narration(s.start, clean_text(s.label)) for s in steps]
             return narration_samples(uid, info, fps, texts, words, path, meta)
         if task == "task":
             whole = [place.get(record, key, object) for key in ("start", "end")]
-            shown = _times(place, whole, info, fps, "start, end")
-            asked = [(QUESTIONS[task], shown, clean_text(task_words(meta["class"])))]
+            goal = task_words(meta["class"])
+            asked = [Question(QUESTIONS[task], _times(place, whole, info, fps, "start, end"), (goal,))]
         else:
-            asked = list(_questions(task, steps))
+            asked = list(_questions(task, steps, task_words(meta["class"])))
         return [_sample(f"{uid}/{task}{i}", info, fps, q, words, path, meta) for i, q in enumerate(asked)]
 
     return collect(uids, read, on_error, path)
+
+
+def categories(path: str | Path, split: str | None = None) -> tuple[list[str], list[str]]:
+    """(tasks, steps) in words, sorted: the closed sets that answers are matched with.
+
+    Those of ``split`` alone are what the reference matches with; ``vtskip.data.taxonomy`` has the data set's own.
+    """
+    row = Row(Path(path), "")
+    database = row.get(read_json(row.file), "database", dict)
+    tasks, steps = set(), set()
+    for uid in _chosen(row, database, split, None):
+        place = row.at(f"video {uid!r}")
+        tasks.add(task_words(place.text(database[uid], "class")))
+        for i, entry in enumerate(place.get(database[uid], "annotation", list)):
+            steps.add(step_words(place.at(f"step {i}").text(entry, "label")))
+    return sorted(tasks), sorted(steps)
 
 
 def _chosen(row: Row, database: dict[str, Any], split: str | None, splits: Splits | None) -> list[str]:
@@ -107,7 +118,7 @@ def _chosen(row: Row, database: dict[str, Any], split: str | None, splits: Split
     if splits is not None:
         uids = [uid for uid in split_uids(splits, split) if uid in database]
     else:
-        subset = {uid: row.at(f"video {uid!r}").get(record, "subset", str) for uid, record in database.items()}
+        subset = {uid: row.at(f"video {uid!r}").text(record, "subset") for uid, record in database.items()}
         present = sorted(set(subset.values()))
         accepted = sorted({*SYNONYMS, *present})
         if split not in accepted:
@@ -132,47 +143,55 @@ def _times(row: Row, pair: Any, info: VideoInfo, fps: float, key: str = "segment
 def _segments(row: Row, record: dict[str, Any], info: VideoInfo, fps: float) -> Iterator[Segment]:
     for i, entry in enumerate(row.get(record, "annotation", list)):
         step = row.at(f"step {i}")
-        label = step.get(entry, "label", str)
+        label = step.text(entry, "label")
         if not label.strip():
-            raise step.error("'label' is empty")
-        yield Segment(*_times(step, step.get(entry, "segment", list), info, fps), _LABEL_FIXES.get(label, label))
+            raise step.error("'label' is empty", "empty text")
+        yield Segment(*_times(step, step.get(entry, "segment", list), info, fps), step_words(label))
 
 
-Question = tuple[str, tuple[float, float], str]  # question, seconds shown, answer
+@dataclass(frozen=True)
+class Question:
+    """What is asked over which seconds, and the labels that answer it, in order."""
+
+    text: str
+    seconds: tuple[float, float]
+    labels: tuple[str, ...]
+
+    @property
+    def answer(self) -> str:
+        if len(self.labels) == 1:
+            return clean_text(self.labels[0])
+        return "\n".join(f"{n}. {clean_text(label)}" for n, label in enumerate(self.labels, 1))
 
 
-def _questions(task: str, steps: list[Segment]) -> Iterator[Question]:
+def _questions(task: str, steps: list[Segment], goal: str) -> Iterator[Question]:
     """One question per step: what it is, what comes next, or what the next few are."""
-    if task == "step":
-        for step in steps:
-            yield QUESTIONS[task], (step.start, step.end), clean_text(step.label)
-    else:
-        for i, step in enumerate(steps[:-1]):
-            coming = [clean_text(s.label) for s in steps[i + 1 : i + 1 + (HORIZON if task == "procedure" else 1)]]
-            if len(coming) == 1:  # a procedure of one action is asked as the next step
-                yield QUESTIONS["next"], (step.start, step.end), coming[0]
-            else:
-                answer = "\n".join(f"{n}. {label}" for n, label in enumerate(coming, 1))
-                yield QUESTIONS["procedure"].format(n=len(coming)), (step.start, step.end), answer
+    for i, step in enumerate(steps):
+        shown = (step.start, step.end)
+        if task == "step":
+            yield Question(QUESTIONS[task], shown, (step.label,))
+            continue
+        coming = tuple(s.label for s in steps[i + 1 : i + 1 + (1 if task == "next" else HORIZON)])
+        if len(coming) == 1:  # a procedure of one action is asked as the next step
+            yield Question(
+                (NEXT_GOAL if task == "procedure_goal" else QUESTIONS["next"]).format(goal=goal), shown, coming
+            )
+        elif coming:
+            yield Question(QUESTIONS[task].format(n=len(coming), goal=goal), shown, coming)
 
 
 def _sample(
     uid: str, info: VideoInfo, fps: float, asked: Question, words: Dialogue, path: Path, meta: dict[str, Any]
 ) -> Sample:
-    question, (start, end), answer = asked
     total = model_frames(info, fps)
-    first, last = (min(frame_at(time, fps), total - 1) for time in (start, end))
-    if words.max_frames and last - first + 1 > words.max_frames:  # spread over the segment, ends included
-        shown = [first + round(i * (last - first) / max(1, words.max_frames - 1)) for i in range(words.max_frames)]
-    else:
-        shown = list(range(first, last + 1))
+    first, last = (min(frame_at(time, fps), total - 1) for time in asked.seconds)
+    shown = [first + k for k in spread(last - first + 1, words.max_frames)]
     turns: list[Turn] = [{"role": "system", "content": words.system}] if words.system else []
     turns += [
-        {"role": "user", "content": question},
+        {"role": "user", "content": asked.text},
         {"role": "stream", "num_frames": len(shown), "learn": True},
-        {"role": "assistant", "content": answer, "learn": True},
+        {"role": "assistant", "content": asked.answer, "learn": True},
     ]
     frames = [source_index(info, k, fps) for k in shown]
-    return Sample(
-        uid, info.path, fps, frames, turns, str(path), {**meta, "duration": info.duration, "first_frame": first}
-    )
+    facts = {**meta, "labels": list(asked.labels), "duration": info.duration, "first_frame": first}
+    return Sample(uid, info.path, fps, frames, turns, str(path), facts)

@@ -28,11 +28,12 @@ class FrameCache:
 
     def read(self, sample: Sample, size: int) -> np.ndarray:
         """uint8 ``[N, size, size, 3]``; the same values whether decoded now or before."""
-        key = (sample.video, size, tuple(sample.frames))
+        key = (sample.video, sample.files, size, tuple(sample.frames))
         if key in self._clips:
             self._clips.move_to_end(key)
             return self._clips[key]
-        frames = read_frames(sample.video, sample.frames, size)
+        parts = [read_frames(path, indices, size) for path, indices in sample.clips]
+        frames = np.concatenate(parts) if len(parts) > 1 else parts[0]
         if len(frames) <= self.limit:
             self._clips[key] = frames
             self.held += len(frames)

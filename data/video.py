@@ -1,6 +1,7 @@
-"""Reading video: random access by integer frame index (decord), sequential streams (PyAV), one kind of error.
+"""Reading video and still images: random access by integer frame index, sequential streams, one kind of error.
 
-Every fault of a file is a VideoError that names the path and the reason; raw errors of the two libraries never leave here.
+decord reads by index, PyAV where decord is not installed or cannot; both give equal pixels. A still image is a video of one
+frame. Every fault of a file is a VideoError that names the path and the reason; raw errors of the libraries never leave here.
 """
 
 import math
@@ -10,12 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from vtskip.errors import VideoError
+from vtskip.data.still import STILLS, read_still, still_size
+from vtskip.errors import ConfigError, VideoError
+
+Backend = Literal["auto", "decord", "av"]
 
 # decord retries this often at the end of a damaged file before it gives up; its default makes such a file look like a hang.
 os.environ.setdefault("DECORD_EOF_RETRY_MAX", "1024")
@@ -46,11 +51,23 @@ def model_frames(info: VideoInfo, fps: float) -> int:
     return math.ceil(info.frames * Fraction(fps) / info.fps)
 
 
+def sampled(info: VideoInfo, fps: float) -> list[int]:
+    """The source frames that a model at ``fps`` can be shown, each once, in order."""
+    return sorted({source_index(info, k, fps) for k in range(model_frames(info, fps))})
+
+
+def spread(count: int, most: int | None) -> list[int]:
+    """0 .. ``count`` - 1, or ``most`` of them evenly spread with both ends."""
+    if most is None or count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / max(1, most - 1)) for i in range(most)]
+
+
 def _stat(path: Path) -> os.stat_result:
     try:
         stat = path.stat()
-    except OSError as e:
-        raise VideoError(f"{path}: video cannot be read ({e.strerror or e})") from None
+    except (OSError, ValueError) as e:  # ValueError: a name that no file can have
+        raise VideoError(f"{path}: video cannot be read ({getattr(e, 'strerror', None) or e})") from None
     if path.is_dir():
         raise VideoError(f"{path}: expected a video file, this is a folder")
     if stat.st_size == 0:
@@ -92,6 +109,8 @@ def _count_frames(container: Any, stream: Any, size: int) -> tuple[int, int]:
 @lru_cache(maxsize=4096)
 def _probe(path: Path, size: int, mtime: int) -> VideoInfo:
     """``mtime`` is not read: it is part of the key, so that a changed file is probed again."""
+    if path.suffix.lower() in STILLS:
+        return VideoInfo(path, Fraction(1), 1, *still_size(path))
     with _opened(path) as (container, stream):
         promised, present = _count_frames(container, stream, size)
         if present == 0:
@@ -115,33 +134,69 @@ def probe(path: str | Path) -> VideoInfo:
     return _probe(path, stat.st_size, stat.st_mtime_ns)
 
 
-def read_frames(path: str | Path, indices: Sequence[int], size: int | None = None) -> np.ndarray:
+def read_frames(
+    path: str | Path, indices: Sequence[int], size: int | None = None, backend: Backend = "auto"
+) -> np.ndarray:
     """Source frames by integer index, resized to ``size`` x ``size`` while decoding (None: as they are).
 
-    Returns uint8 RGB ``[N, H, W, 3]``. Raises VideoError for a broken file or an index past the end.
+    Returns uint8 RGB ``[N, H, W, 3]``, the same pixels with either backend; ``auto`` is decord if it is installed, else
+    PyAV, which decodes all frames up to the last one asked for. Raises VideoError for a broken file or an index past the
+    end, ConfigError for a backend that is not installed.
+    """
+    path, wanted = Path(path), [int(i) for i in indices]
+    info = probe(path)
+    wrong = [i for i in wanted if not 0 <= i < info.frames]
+    if wrong:
+        raise VideoError(f"{path}: frame index {wrong[0]} is outside 0 to {info.frames - 1}, the frames of this video")
+    if not wanted:
+        return np.zeros((0, size or info.height, size or info.width, 3), np.uint8)
+    if path.suffix.lower() in STILLS:
+        return np.stack([read_still(path, size)] * len(wanted))
+    if backend != "av" and find_spec("decord") is None:
+        if backend == "decord":
+            raise ConfigError("backend 'decord': not installed; accepted here: auto, av")
+        backend = "av"
+    frames = None if backend == "av" else _read_decord(path, wanted, size)
+    if frames is None:
+        frames = _read_av(path, wanted, size)
+    if len(frames) != len(wanted):
+        raise VideoError(
+            f"{path}: asked for {len(wanted)} frames, {len(frames)} could be decoded: damaged or truncated"
+        )
+    return frames
+
+
+def _read_decord(path: Path, indices: list[int], size: int | None) -> np.ndarray | None:
+    """None where decord cannot give this size.
+
+    Its scaler pads rows; where the padded row is a whole multiple of ``size`` (8, 16, 24, 48 and 72 with the usual build)
+    decord takes the padding for more channels and its copy fails. The check that fails compares sizes, so it is never silent.
     """
     import torch  # noqa: F401, I001  decord must come after torch, otherwise their libraries clash
     import decord
 
-    path = Path(path)
-    info = probe(path)
-    wrong = [i for i in indices if not 0 <= i < info.frames]
-    if wrong:
-        raise VideoError(f"{path}: frame index {wrong[0]} is outside 0 to {info.frames - 1}, the frames of this video")
-    if not len(indices):
-        return np.zeros((0, size or info.height, size or info.width, 3), np.uint8)
     try:
         side = size or -1
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), width=side, height=side, num_threads=1)
-        frames = reader.get_batch([int(i) for i in indices]).asnumpy()
+        return reader.get_batch(indices).asnumpy()
     except (RuntimeError, decord.DECORDError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        if size is not None and "The size must exactly match" in reason:
+            return None
         raise VideoError(f"{path}: cannot decode frames, the file is damaged or truncated ({reason})") from None
-    if len(frames) != len(indices):
-        raise VideoError(
-            f"{path}: asked for {len(indices)} frames, {len(frames)} could be decoded: damaged or truncated"
-        )
-    return frames
+
+
+def _read_av(path: Path, indices: list[int], size: int | None) -> np.ndarray:
+    """By decoding from the start, which needs no index of the file and is exact with any order of frames."""
+    wanted, found = set(indices), {}
+    with _opened(path) as (container, stream):
+        resize = _resizer(stream, size)
+        for number, frame in enumerate(container.decode(stream)):
+            if number in wanted:
+                found[number] = resize(frame)
+                if len(found) == len(wanted):
+                    break
+    return np.stack([found[i] for i in indices if i in found]) if found else np.zeros((0,), np.uint8)
 
 
 def _resizer(stream: Any, size: int | None) -> Callable[[Any], np.ndarray]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.gray import gray_clip
+from tests.data.gray import gray_clip, two_colours
 from vtskip.data.synthetic import make
 
 
@@ -21,3 +21,13 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gray_clip(folder / "a.mp4", fps=10)
     gray_clip(folder / "b.mp4", fps=20)
     return folder
+
+
+@pytest.fixture(scope="session")
+def media(clips: Path) -> Path:
+    """``clips`` with what the other formats name: two images, and a take of Ego-Exo4D."""
+    two_colours(clips / "coco/one.png", 40, 30)
+    two_colours(clips / "coco/two.jpg", 64, 64)
+    gray_clip(clips / "lab_cooking_03/frame_aligned_videos/aria01_214-1.mp4", fps=10)
+    gray_clip(clips / "t1.mp4", fps=10)
+    return clips

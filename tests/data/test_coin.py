@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from vtskip.data.coin import read_coin, task_words
+from vtskip.data import coin
 from vtskip.data.dialogue import Dialogue
+from vtskip.data.labels import task_words
 from vtskip.errors import ConfigError, DataError
 
 DATABASE = {
@@ -24,6 +25,10 @@ DATABASE = {
         "recipe_type": 7, "annotation": [{"id": "1", "segment": [1.0, 2.0], "label": "open the case"}],
     },
 }  # fmt: skip
+
+
+def read_coin(*args, **kwargs):
+    return list(coin.read_coin(*args, **kwargs))
 
 
 @pytest.fixture

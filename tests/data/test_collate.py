@@ -39,8 +39,8 @@ class _Template:
 @pytest.fixture(scope="module")
 def samples(smoke):
     """Conversations of different length over different numbers of frames, from both annotations of one set."""
-    ego = read_narrations(smoke / "ego4d/narration.json", smoke / "videos", 2, passes=[1])
-    coin = read_coin(smoke / "coin/COIN.json", smoke / "videos", 2, task="step")
+    ego = list(read_narrations(smoke / "ego4d/narration.json", smoke / "videos", 2, passes=[1]))
+    coin = list(read_coin(smoke / "coin/COIN.json", smoke / "videos", 2, task="step"))
     text = Sample("text", smoke, 2, [], [{"role": "user", "content": "Hello there."}])
     return [ego[0], coin[3], text, ego[5]]
 
