@@ -1,0 +1,80 @@
+"""Nothing is global: models with different methods, in one process and in several threads at once."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+import vtskip
+from tests.tiny import FAMILIES
+
+TINY = FAMILIES["llava-llama"]
+SPECS = [
+    {"name": "mod", "keep": 0.3},
+    {"name": "shortv", "layers": [0, 2]},
+    {"name": "gamma_mod", "schedule": {"kind": "constant"}},
+    None,
+]
+
+
+def make(spec):
+    model = TINY.model(torch.float32)
+    if spec is not None:
+        vtskip.attach(model, spec)
+    return model
+
+
+def answer(model):
+    batch = TINY.batch(["long", "short"], dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(**batch).logits
+    batch.pop("position_ids")
+    return logits, model.generate(**batch, do_sample=False, max_new_tokens=4, min_new_tokens=4)
+
+
+def same(ours, theirs) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs))
+
+
+def test_models_with_different_methods_in_one_process():
+    alone = [answer(make(spec)) for spec in SPECS]
+    assert not any(same(one, other) for i, one in enumerate(alone) for other in alone[:i])
+    models = [make(spec) for spec in SPECS]
+    for model, expected in [*zip(models, alone), *reversed(list(zip(models, alone)))]:
+        assert same(answer(model), expected)
+
+
+def test_models_with_different_methods_in_threads_that_run_at_the_same_time():
+    """Every thread waits inside its second layer until all of them are there."""
+    alone = [answer(make(spec)) for spec in SPECS]
+    models = [make(spec) for spec in SPECS]
+    together = threading.Barrier(len(SPECS), timeout=60)
+
+    def wait(*_):
+        together.wait()
+
+    hooks = [model.get_decoder().layers[1].mlp.register_forward_pre_hook(wait) for model in models]
+    with ThreadPoolExecutor(len(SPECS)) as pool:
+        answers = list(pool.map(answer, models))
+    for hook in hooks:
+        hook.remove()
+    assert all(same(ours, theirs) for ours, theirs in zip(answers, alone))
+
+
+def test_attaching_in_one_thread_does_not_reach_another():
+    dense, expected = make(None), answer(make(None))
+    attached, done = threading.Event(), threading.Event()
+
+    def attach():
+        with vtskip.attach(TINY.model(torch.float32), "mod"):
+            attached.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=attach)
+    thread.start()
+    assert attached.wait(60)
+    try:
+        assert same(answer(dense), expected)
+    finally:
+        done.set()
+        thread.join()
