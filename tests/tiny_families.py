@@ -171,22 +171,34 @@ def qwen2_vl() -> Any:
     return hf.Qwen2VLForConditionalGeneration(hf.Qwen2VLConfig(vision_config=vision, text_config=MROPE, **IDS, **EDGES))
 
 
+DEEPSTACK = dict(
+    depth=3,
+    hidden_size=16,
+    intermediate_size=24,
+    num_heads=2,
+    patch_size=4,
+    out_hidden_size=TEXT["hidden_size"],
+    num_position_embeddings=64,
+    deepstack_visual_indexes=[0, 1],
+)
+
+
 def qwen3_vl() -> Any:
-    vision = dict(
-        depth=3,
-        hidden_size=16,
-        intermediate_size=24,
-        num_heads=2,
-        patch_size=4,
-        out_hidden_size=TEXT["hidden_size"],
-        num_position_embeddings=64,
-        deepstack_visual_indexes=[0, 1],
-    )
     text = {**MROPE, "head_dim": 8}
-    return hf.Qwen3VLForConditionalGeneration(hf.Qwen3VLConfig(vision_config=vision, text_config=text, **IDS, **EDGES))
+    return hf.Qwen3VLForConditionalGeneration(
+        hf.Qwen3VLConfig(vision_config=DEEPSTACK, text_config=text, **IDS, **EDGES)
+    )
 
 
-def glm4v() -> Any:
+def qwen3_vl_moe() -> Any:
+    text = {**MROPE, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = hf.Qwen3VLMoeConfig(vision_config=DEEPSTACK, text_config=text, **IDS, **EDGES)
+    model = hf.Qwen3VLMoeForConditionalGeneration(config)
+    model.set_experts_implementation("eager")  # the grouped product has no float64
+    return model
+
+
+def glm(model: str) -> Any:
     vision = dict(
         depth=2,
         hidden_size=16,
@@ -200,8 +212,9 @@ def glm4v() -> Any:
     edges = dict(
         image_start_token_id=START_ID, image_end_token_id=END_ID, video_start_token_id=105, video_end_token_id=106
     )
-    config = hf.Glm4vConfig(vision_config=vision, text_config={**TEXT, "rope_parameters": rope}, **IDS, **edges)
-    return hf.Glm4vForConditionalGeneration(config)
+    text = {**TEXT, "rope_parameters": rope}
+    config = getattr(hf, f"{model}Config")(vision_config=vision, text_config=text, **IDS, **edges)
+    return getattr(hf, f"{model}ForConditionalGeneration")(config)
 
 
 def patches(seed: int, grid: tuple[int, int, int], values: int) -> Tensor:

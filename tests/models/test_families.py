@@ -15,7 +15,7 @@ from tests import tiny_families as t
 from tests.tiny import FAMILIES as TINY
 from tests.tiny import TEXT
 from vtskip.errors import ModelError
-from vtskip.models.families import FAMILIES, TEXT_CLASSES
+from vtskip.models.families import FAMILIES, TEXT_CLASSES, shape_of
 from vtskip.models.refused import REFUSED
 
 MOD, SHORTV = {"name": "mod", "keep": 0.3}, {"name": "shortv", "layers": [0, 1, 3]}
@@ -36,11 +36,13 @@ GROUPS = {
     "qwen2_vl": ([*VIDEO_3x6, *IMAGE_4x4], [6, 6, 6, 6]),
     "qwen2_5_vl": ([*VIDEO_3x6, *IMAGE_4x4], [6, 6, 6, 6]),
     "qwen3_vl": ([*VIDEO_3x6, *IMAGE_4x4], [6, 6, 6, 6]),
+    "qwen3_vl_moe": ([*VIDEO_3x6, *IMAGE_4x4], [6, 6, 6, 6]),
     "internvl": ([4, 4, 4, 12], [4, 4, 4]),
     "smolvlm": ([4, 4, 4, 4], [4, 4]),
     "idefics3": ([4, 4, 4, 4], [4, 4]),
     "glm4v": ([4, 6], [8]),
     "glm4v-video": ([6, 6, 6, 6, 6, 6, 6], [6, 6, 6, 6]),
+    "glm46v": ([4, 6], [8]),
     "mistral3": ([6, 2], [4]),
     "video_llama_3": ([4, 3, 1, 24], [4, 3, 1]),
     "paligemma": ([16, 16], [16]),
@@ -172,6 +174,10 @@ def test_placeholders_that_do_not_fit_are_an_error():
 def test_deepstack_is_read_from_the_configuration():
     assert FAMILIES["Qwen3VLForConditionalGeneration"].deepstack_layers(model_of("qwen3_vl").config) == 2
     assert FAMILIES["Qwen2VLForConditionalGeneration"].deepstack_layers(model_of("qwen2_vl").config) == 0
+
+
+def test_the_ffn_of_experts_is_what_one_row_runs():
+    assert shape_of(model_of("qwen3_vl_moe").get_decoder()).ffn == 2 * 16
 
 
 # ---------------------------------------------------------------- text models

@@ -104,6 +104,15 @@ FAMILIES: dict[str, Family] = {
             video=True,
             deepstack="vision_config.deepstack_visual_indexes",
         ),
+        Family(
+            "qwen3_vl_moe",
+            "Qwen3VLMoeForConditionalGeneration",
+            ("qwen3_vl_moe_text",),
+            _GRIDS,
+            _FRAMES,
+            video=True,
+            deepstack="vision_config.deepstack_visual_indexes",
+        ),
         # Frames of a video are images to InternVL, SmolVLM and GLM-V: the template puts the image token between their times.
         Family("internvl", "InternVLForConditionalGeneration", ("qwen2",), {"image": g.runs}, _FRAMES, video=True),
         Family(
@@ -111,6 +120,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family("idefics3", "Idefics3ForConditionalGeneration", ("llama",), {"image": g.tiles}, ("tile",)),
         Family("glm4v", "Glm4vForConditionalGeneration", ("glm4v_text",), {"image": g.grids}, _FRAMES, video=True),
+        Family("glm46v", "Glm46VForConditionalGeneration", ("glm4v_text",), {"image": g.grids}, _FRAMES, video=True),
         Family("mistral3", "Mistral3ForConditionalGeneration", ("mistral",), {"image": g.images}),
         Family(
             "video_llama_3",
@@ -185,12 +195,14 @@ def decoder_of(model: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 def shape_of(decoder: nn.Module) -> DecoderShape:
+    """Sizes of a decoder. Of a mixture of experts the FFN is as wide as what one row runs, the router not counted."""
     config = decoder.config
+    experts = getattr(config, "num_experts", None)
     heads = config.num_attention_heads
     return DecoderShape(
         layers=len(decoder.layers),
         hidden=config.hidden_size,
-        ffn=config.intermediate_size,
+        ffn=config.num_experts_per_tok * config.moe_intermediate_size if experts else config.intermediate_size,
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=decoder.layers[0].self_attn.head_dim,

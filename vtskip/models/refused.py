@@ -2,7 +2,7 @@
 
 _FUSED = "its attention makes q, k and v in one fused projection, so K and V cannot be had without Q"
 _RUNNING = "some layers are linear attention or convolutions whose running state changes when rows are left out"
-_SHARED_KV = "later layers reuse K and V of earlier ones and take a second input per row, so layers cannot skip alone"
+_SHARED_KV = "later layers reuse K and V of earlier ones, so a layer cannot leave rows out for itself"
 _PARALLEL = "attention and FFN run side by side on one norm, and some layers do not rotate their keys"
 _CROSS = "its decoder reads the image by cross-attention, so there are no vision rows in the sequence"
 _ENCODER = "it is an encoder-decoder: vision rows end in the encoder"
