@@ -1,4 +1,4 @@
-"""Weights that DeepSpeed has cut up, and what a model spread over processes asks of a forward."""
+"""Weights that another library has cut up, and what a model spread over processes asks of a forward."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from torch import Tensor, nn
 def partitioned(tensor: Tensor) -> bool:
     """True for a parameter under ZeRO-3: between the calls of its module it holds nothing."""
     return hasattr(tensor, "ds_id")
+
+
+def elsewhere(weight: Tensor) -> bool:
+    """True where the values of a weight are not at hand: on the meta device, or cut up by ZeRO-3 or FSDP2."""
+    return weight.is_meta or weight.numel() == 0 or hasattr(weight, "full_tensor")
 
 
 def same_modules(module: nn.Module) -> bool:

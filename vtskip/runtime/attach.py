@@ -18,13 +18,20 @@ from vtskip.errors import ModelError
 from vtskip.models.cls_attention import watch_cls
 from vtskip.models.families import decoder_of, family_of, shape_of, unwrap
 from vtskip.models.layers import check_layers, parts_of
+from vtskip.models.sharding import elsewhere
 from vtskip.plan import MOVABLE, VIT_CLS, DecoderShape, LayerPlan, Planner, RowMap
 from vtskip.runtime.checkpoints import hand_back, take_over
-from vtskip.runtime.layer import Execution, LayerRuntime, layer_forward, native
+from vtskip.runtime.forwards import found, is_in, put_in, router_device, take_out
+from vtskip.runtime.layer import Execution, LayerRuntime, native
 from vtskip.runtime.masks import backend
 from vtskip.runtime.report import Report, make_report
 from vtskip.runtime.rows import Layout, reader_for
 from vtskip.runtime.stats import StepState, count_logit_rows
+
+DATA_PARALLEL = (
+    "nn.DataParallel runs copies of a model in threads, which would share the state of one forward; start one process per "
+    "device (torchrun), or let the process see a single one (CUDA_VISIBLE_DEVICES)"
+)
 
 
 class MethodLike(Protocol):
@@ -50,6 +57,8 @@ def attach(model: nn.Module, method: MethodLike | dict[str, Any] | str | Path) -
         ConfigError: an unknown method or key. ModelError: a model or layer that is not supported, or one that already
         has a method attached.
     """
+    if isinstance(model, nn.DataParallel):
+        raise ModelError(DATA_PARALLEL)
     if not hasattr(method, "planners"):
         from importlib import import_module  # by name: the executor must not depend on the methods
 
@@ -119,16 +128,14 @@ class Handle:
         module = cast(nn.Module, planner)
         weight = layer.input_layernorm.weight
         if any(True for _ in module.parameters()):  # routers stay in fp32 unless the model is wider
-            module.to(device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
+            module.to(device=router_device(layer), dtype=torch.promote_types(weight.dtype, torch.float32))
         module.train(layer.training)
         names = tuple(inspect.signature(type(layer).forward).parameters)[2:]
-        module.runtime = LayerRuntime(
-            index, self.state, layer.__dict__.get("forward"), names, parts_of(layer), self._rotary
-        )
+        module.runtime = LayerRuntime(index, self.state, found(layer), names, parts_of(layer), self._rotary)
         layer.vtskip = module
         self._layers.append(layer)
         self_check(layer, index)
-        layer.forward = functools.partial(layer_forward, layer)
+        put_in(layer)
 
     def _routers(self) -> int:
         """How many different routers there are: layers may share one."""
@@ -144,11 +151,8 @@ class Handle:
 
     def _restore_layers(self) -> None:
         for layer in self._layers:
-            inner = layer.vtskip.runtime.inner
-            layer.__dict__.pop("forward", None)
+            take_out(layer, layer.vtskip.runtime.inner)
             hand_back(layer)
-            if inner is not None:
-                layer.forward = inner
             del layer.vtskip
         self._layers = []
 
@@ -204,7 +208,7 @@ class Handle:
 def add_aux(state: StepState, module: nn.Module, args: Any, output: Any) -> None:
     """Forward hook of the model: routers' auxiliary losses join the loss it returns in training."""
     if module.training and state.aux and getattr(output, "loss", None) is not None:
-        output.loss = output.loss + sum(state.aux)
+        output.loss = output.loss + sum(state.aux).to(output.loss.device)
 
 
 def one_position_table(rotary: nn.Module | None) -> bool:
@@ -216,14 +220,15 @@ def one_position_table(rotary: nn.Module | None) -> bool:
 
 def check_intact(handle: Handle, module: nn.Module, args: Any, kwargs: Any) -> None:
     """Raises ModelError if a patched layer's forward or planner was exchanged since: it would run dense in silence."""
+    if getattr(module, "_is_replica", False):
+        raise ModelError(DATA_PARALLEL)
     for layer in handle._layers:
         if layer.vtskip.runtime.shared is not handle.state:
             raise ModelError(
                 f"the planner of decoder layer {layer.vtskip.runtime.index} was copied after the method was attached; with "
                 'PEFT name the router alone, modules_to_save=["vtskip.router"]'
             )
-        forward = layer.__dict__.get("forward")
-        if not (isinstance(forward, functools.partial) and forward.func is layer_forward and forward.args[0] is layer):
+        if not is_in(layer):
             index = layer.vtskip.runtime.index
             raise ModelError(
                 f"the forward of decoder layer {index} was replaced after the method was attached (a kernel patch or "
@@ -246,7 +251,7 @@ def self_check(layer: nn.Module, index: int) -> None:
     """
     weight, attn = layer.input_layernorm.weight, layer.self_attn
     config, kind = attn.config, backend(attn)
-    if weight.is_meta or weight.numel() == 0:
+    if elsewhere(weight):
         return
     generator = torch.Generator().manual_seed(index)
 

@@ -99,7 +99,7 @@ class StepState:
     def record(self, layer: int, plan: LayerPlan, slots: int, samples: tuple[int, ...] | None = None) -> None:
         self.running[layer] = (plan, slots, samples)
         if plan.aux is not None:
-            self.aux.append(plan.aux)
+            self.aux.append(plan.aux.to(self.aux[0].device) if self.aux else plan.aux)
 
     def finish(self, batch: int, length: int, cache: Any) -> None:
         """Close a forward of ``[batch, length]`` rows: layers that recorded nothing ran every row.
