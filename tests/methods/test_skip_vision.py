@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     DynamicCache,
     LlamaConfig,
@@ -19,9 +20,11 @@ from tests.tiny import FAMILIES, TEXT
 from tests.tiny_stream import tiny as tiny_stream
 from tests.tiny_stream import video
 from vtskip.errors import ConfigError, ModelError
+from vtskip.loading import load_pretrained
 from vtskip.methods import get_method
 from vtskip.methods.skip_vision import SkipVision, Split
 from vtskip.plan import VIT_CLS, DecoderShape, RowMap
+from vtskip.saving import save_pretrained
 
 CLS = {"name": "skip_vision", "keep": 4, "merged": 5}
 EVEN = {**CLS, "retain": "even"}
@@ -329,3 +332,31 @@ def test_unused_summaries_take_part_in_training(kinds):
     with vtskip.attach(model, {**EVEN, "keep": 14}):
         model(**family.batch(kinds, dtype=torch.float32)).logits.sum().backward()
         assert all((p.grad == 0).all() for n, p in model.named_parameters() if ".vtskip." in n)
+
+
+def test_copies_have_scores_of_their_own(family):
+    model, batch = family.model(), family.batch(["long", "short"])
+    with vtskip.attach(model, CLS):
+        twin = copy.deepcopy(model)
+        expected = logits(model, batch)
+        for parameter in model.model.vision_tower.parameters():
+            parameter.data.zero_()
+        assert torch.equal(logits(twin, batch), expected)
+
+
+def test_summaries_are_saved_and_loaded(tmp_path):
+    family = FAMILIES["llava-llama"]
+    model, other, batch = family.model(), family.model(), family.batch(["long"])
+    with vtskip.attach(model, EVEN):
+        for name, parameter in model.named_parameters():
+            if ".vtskip." in name:
+                parameter.data.normal_(generator=torch.Generator().manual_seed(len(name)))
+        expected = logits(model, batch)
+        save_pretrained(model, tmp_path)
+    saved = load_file(tmp_path / "vtskip_model.safetensors")
+    names = {f"summary.{m}.{p}" for m in ("norm", "score") for p in ("weight", "bias")}
+    assert {k.removeprefix("layers.0.") for k in saved} == names
+    with vtskip.attach(other, EVEN):
+        assert not torch.equal(logits(other, batch), expected)
+    with load_pretrained(other, tmp_path):
+        assert torch.equal(logits(other, batch), expected)
