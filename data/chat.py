@@ -18,6 +18,7 @@ from vtskip.data.video import model_frames, probe, source_index, spread
 from vtskip.errors import VideoError, nearest
 
 Kind = Literal["image", "video"]
+LONGEST = 1000  # characters of a path
 PLACEHOLDER = re.compile(r"<(image|video)>")
 ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}
 _REMOTE = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+:")  # http:, s3:, data:, but no drive letter
@@ -160,6 +161,8 @@ def _sample(row: Row, uid: str, messages: list[Message], media: Path, fps: float
 def _frames(row: Row, medium: Medium, media: Path, fps: float, most: int | None) -> tuple[Path, list[int]]:
     """The file and its source frames that are shown."""
     name = str(medium.path)
+    if len(name) > LONGEST:
+        raise row.error(f"a path of {len(name)} characters: {name[:80]!r}")
     if _REMOTE.match(name):
         raise row.error(f"{name[:80]!r} is no file; accepted: paths in the folder of media")
     path = media / name.removeprefix("file://")

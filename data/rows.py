@@ -24,6 +24,11 @@ _short = reprlib.Repr()
 _short.maxstring, _short.maxother, _short.maxlevel, _short.maxlong = 80, 80, 3, 30
 
 
+def _cut(text: str, most: int = 400) -> str:
+    """A file's own words may be of any length."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
+
 class RowError(DataError):
     """A fault in an annotation file; ``kind`` is what it is counted under."""
 
@@ -42,7 +47,8 @@ class Row:
         return Row(self.file, f"{self.place}, {place}" if self.place else place)
 
     def error(self, message: str, kind: str = "wrong value") -> RowError:
-        return RowError(f"{self.file}: {self.place + ': ' if self.place else ''}{message}", kind)
+        place = f"{_cut(self.place)}: " if self.place else ""
+        return RowError(f"{self.file}: {place}{_cut(message)}", kind)
 
     def mapping(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -108,7 +114,7 @@ def find_video(folder: Path, uid: str) -> Path:
         path = folder / f"{uid}{extension}"
         if exists(path):
             return path
-    raise VideoError(f"{folder / uid}{EXTENSIONS[0]}: no such video (looked for {', '.join(EXTENSIONS)})")
+    raise VideoError(f"{folder / _cut(uid)}{EXTENSIONS[0]}: no such video (looked for {', '.join(EXTENSIONS)})")
 
 
 def split_uids(splits: Splits, split: str) -> list[str]:
