@@ -1,7 +1,6 @@
 """gamma-MoD: which rows compete, what training and inference keep, the shared router and its loss."""
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from transformers import DynamicCache
 
 import vtskip
 from tests.tiny import FAMILIES, LAYERS
-from vtskip.cost import full_flops
 from vtskip.errors import ModelError
 from vtskip.methods import get_method
 from vtskip.plan import DecoderShape, RowMap, rows_to_keep
@@ -218,18 +216,3 @@ def test_a_batch_without_images_adds_no_loss(model):
     with vtskip.attach(model, EVERY) as handle:
         assert model(**batch, labels=batch["input_ids"]).loss.item() == stock
         assert handle.aux_loss().item() == 0
-
-
-# ---------------------------------------------------------------- cost
-
-
-@pytest.mark.parametrize(("skipped", "teraflops"), [(0.379, 12.59), (0.577, 9.27)])
-def test_published_cost(skipped, teraflops):
-    """``cal_flops.py`` of the release: 1400 rows, 28 of 32 layers routed, no LM head."""
-
-    def layer(rows):
-        return full_flops(VICUNA_7B, SimpleNamespace(attend=rows, expose=rows, ffn=rows, pairs=rows * rows)) / 1e12
-
-    routed = sum(p is not None for p in get_method("gamma_mod").planners(VICUNA_7B))
-    assert 32 * layer(1400) == pytest.approx(19.16, abs=0.005)
-    assert (32 - routed) * layer(1400) + routed * layer(1400 * (1 - skipped)) == pytest.approx(teraflops, abs=0.005)
