@@ -10,7 +10,16 @@ import transformers
 import vtskip
 from tests.methods_matrix import MATRIX
 from tests.tiny import FAMILIES
-from vtskip.model_card import BEGIN, CARD_NAME, PICTURE_NAME, ranges
+from vtskip.model_card import (
+    BEGIN,
+    CARD_NAME,
+    PICTURE_NAME,
+    TEXT_ROWS,
+    VISION_ROWS,
+    kept_shares,
+    ranges,
+    reference_report,
+)
 from vtskip.runtime.attach import attached
 
 TINY = FAMILIES["llava-llama"]
@@ -44,12 +53,15 @@ def test_card_of_a_method_that_ran(tmp_path):
 
 @pytest.mark.parametrize("row", MATRIX, ids=str)
 def test_every_method_has_a_card(tmp_path, row):
-    """What the cost model says of the reference prompt is what a forward of that prompt does."""
-    from vtskip.model_card import TEXT_ROWS, VISION_ROWS, reference_report
-
+    """What the cost model says of the reference prompt is what a forward of that prompt does, or it says why not."""
     model = TINY.model(torch.float32)
     with vtskip.attach(model, row.spec) as handle, torch.no_grad():
         expected = reference_report(handle)
+        card = saved(tmp_path, model=model)
+        assert "## Cost" in card and all(0 <= share <= 1 for c in expected.layers for share in kept_shares(c))
+        if "depends on the rows" in card:
+            assert row.spec["name"] in ("gamma_mod", "mindskip")
+            return
         vision = torch.zeros(1, TEXT_ROWS + VISION_ROWS, dtype=torch.bool)
         vision[0, TEXT_ROWS // 2 : TEXT_ROWS // 2 + VISION_ROWS] = True
         with handle.rows(vision):
@@ -61,7 +73,6 @@ def test_every_method_has_a_card(tmp_path, row):
         assert (ran.flops_full, ran.flops_full_dense) == (expected.flops_full, expected.flops_full_dense)
         assert ran.kv_bytes_dense == expected.kv_bytes_dense
         assert ran.kv_bytes == expected.kv_bytes
-        assert "## Cost" in saved(tmp_path, model=model)
 
 
 def test_front_matter_names_a_base_of_the_hub_only(tmp_path):

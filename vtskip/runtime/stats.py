@@ -155,7 +155,9 @@ class StepState:
             width = length if rows.counts == everything else rows.width
             return width * (attending if rows is plan.attend else batch)
 
-        def seen(rows: Any) -> int:
+        def seen(rows: Any) -> int:  # vision rows in a set; only a method that looks at every step may leave out text
+            if self.every_step:
+                return int((rows.mask & self.rows.vision).sum())  # type: ignore[union-attr]
             return sum(rows.counts) - sum(self.rows.text_counts)  # type: ignore[union-attr]
 
         attend, expose = ran(plan.attend), ran(plan.expose)
