@@ -86,15 +86,14 @@ def reason_against(base: nn.Module, family: Family | None) -> str | None:
     if family.name not in ONE_ROW_PER_PATCH:
         return "its vision rows are not the patches of one CLIP tower one to one (tiled, merged or pooled, or no CLS token)"
     tower = type(getattr(base, "vision_tower", None)).__name__
-    return (
-        None
-        if tower in TOWERS
-        else f"its tower is a {tower}; only {', '.join(TOWERS)} has the CLS token that is needed"
-    )
+    if tower in TOWERS:
+        return None
+    return f"its tower is a {tower}; only {', '.join(TOWERS)} has the CLS token that is needed"
 
 
 def feature_layer(config: Any, layers: int) -> int:
-    """Index of the tower layer whose output becomes the features; the deepest one where several are joined.
+    """Index of the tower layer whose output becomes the features; the deepest one where several are joined. Read from the
+    configuration: a ``vision_feature_layer`` given to a single forward is not seen.
 
     Hidden state k is the output of layer k - 1, counted from the end that of layer k.
     """
