@@ -1,11 +1,7 @@
 """Two processes with DeepSpeed ZeRO on gloo do what one process with the whole batch does."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import vtskip.configs
+from tests.processes import launch
 from vtskip.loading import load
 
 WORKER = Path(__file__).with_name("zero_worker.py")
@@ -42,20 +39,7 @@ def start(values, folder, processes, resume=False):
     settings = folder / "settings.json"
     values = values | {"out": str(folder / "run")}
     settings.write_text(json.dumps({"config": values, "report": str(folder), "resume": resume}))
-    launcher = []
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(WORKER), str(settings)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    launch(WORKER, settings, processes)
     return [json.loads((folder / f"seen{rank}.json").read_text()) for rank in range(processes)]
 
 
