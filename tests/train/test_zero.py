@@ -62,6 +62,21 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """``alone(values)`` trains in one process, once per method: its folder and what it saw."""
+    done = {}
+
+    def train(values):
+        key = json.dumps(values["method"])
+        if key not in done:
+            folder = tmp_path_factory.mktemp("one")
+            done[key] = folder, start(values, folder, 1)[0]
+        return done[key]
+
+    return train
+
+
 @pytest.mark.parametrize(
     ("stage", "method"),
     [
@@ -73,33 +88,34 @@ def slow(*values):
         slow(3, None),
     ],
 )
-def test_two_processes_equal_one(values, tmp_path, stage, method):
+def test_two_processes_equal_one(values, alone, tmp_path, stage, method):
     pytest.importorskip("deepspeed")
     values["method"] = method
     values["optim"] = {"steps": 4, "batch_size": 2, "lr": 1e-3, "weight_decay": 0.1}
-    (alone,) = start(values, tmp_path / "one", 1)
+    one, seen_alone = alone(values)
     values["optim"]["batch_size"] = 1
     values["deepspeed"] = zero(stage, tmp_path)
     # In training and in the validation one rank has frames and the other has none.
     values |= {"validation": values["data"], "eval_every": 2}
-    first, second = start(values, tmp_path / "two", 2)
+    two = tmp_path / "two"
+    first, second = start(values, two, 2)
     # Rank by rank the batches of the one process, dealt out in turn: different samples on each.
     trained = [[uid for uid, training in seen if training] for seen in (first, second)]
     together = [uid for pair in zip(*trained) for uid in pair]
-    assert together[:8] == [uid for uid, _ in alone][:8] and all(a != b for a, b in zip(*trained))
+    assert together[:8] == [uid for uid, _ in seen_alone][:8] and all(a != b for a, b in zip(*trained))
     for pairs in (zip(*trained), ((a, b) for (a, t), (b, _) in zip(first, second) if not t)):
         mixed = [a.startswith("talk") != b.startswith("talk") for a, b in pairs]
         assert any(mixed), "no step had one rank with frames and one without"
     # The gradient norm shows what the loss hides: gradients added up over ranks in another order of parameters.
     for key in ("loss", "grad_norm"):
-        assert logged(tmp_path / "two", key) == pytest.approx(logged(tmp_path / "one", key), rel=1e-4)
+        assert logged(two, key) == pytest.approx(logged(one, key), rel=1e-4)
     for name in ("model.safetensors", "vtskip_model.safetensors")[: 1 if method is None else 2]:
-        one, two = (load_file(tmp_path / n / "run" / name) for n in ("one", "two"))
-        assert one.keys() == two.keys()
-        for key in one:
-            torch.testing.assert_close(two[key], one[key], atol=1e-4, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
+        expected, found = (load_file(folder / "run" / name) for folder in (one, two))
+        assert expected.keys() == found.keys()
+        for key, e in expected.items():
+            torch.testing.assert_close(found[key], e, atol=1e-4, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
     for other in ("dense", None):
-        torch.testing.assert_close(*(logits(tmp_path / n, other) for n in ("two", "one")), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(logits(two, other), logits(one, other), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.slow
