@@ -117,7 +117,7 @@ class Handle:
             base.register_forward_hook(reader.after, with_kwargs=True, always_call=True),
             base.register_forward_pre_hook(functools.partial(check_intact, self), with_kwargs=True),
         ]
-        self._hooks.append(model.register_forward_hook(functools.partial(add_aux, self.state)))
+        self._hooks.append(model.register_forward_hook(functools.partial(add_aux, self.state), with_kwargs=True))
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if head is not None:
             self._hooks.append(head.register_forward_pre_hook(functools.partial(count_logit_rows, self.state)))
@@ -205,10 +205,19 @@ class Handle:
         return make_report(self.method.name, self.shape, self.state)
 
 
-def add_aux(state: StepState, module: nn.Module, args: Any, output: Any) -> None:
-    """Forward hook of the model: routers' auxiliary losses join the loss it returns in training."""
-    if module.training and state.aux and getattr(output, "loss", None) is not None:
-        output.loss = output.loss + sum(state.aux).to(output.loss.device)
+def add_aux(state: StepState, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    """Forward hook of the model: routers' auxiliary losses join the loss it returns in training.
+
+    Where the loss is divided by the labels of several micro-batches (``num_items_in_batch``), these are weighed by this
+    one's share of them: their sum over the micro-batches is a mean.
+    """
+    if not (module.training and state.aux) or getattr(output, "loss", None) is None:
+        return
+    aux = sum(loss.to(output.loss.device) for loss in state.aux)
+    labels, items = kwargs.get("labels"), kwargs.get("num_items_in_batch")
+    if torch.is_tensor(labels) and items is not None:
+        aux = aux * (labels != -100).sum() / items
+    output.loss = output.loss + aux
 
 
 def one_position_table(rotary: nn.Module | None) -> bool:
