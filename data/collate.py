@@ -1,4 +1,4 @@
-"""Samples to batches: token ids from the template, frames from the video files."""
+"""Samples to batches: token ids from the template, frames from the video files or their features from a cache."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
+from vtskip.data.features import FeatureCache
 from vtskip.data.types import Sample
 from vtskip.data.video import read_frames
 
@@ -47,7 +48,8 @@ class StreamCollator:
 
     ``frames`` holds the frames of the whole batch in row order. ``labels`` come shifted from the template, -100 where
     nothing is learned. ``padding`` is the side that shorter rows are filled on; ``cache_frames`` is how many decoded frames
-    stay in memory (per process).
+    stay in memory (per process). With ``features`` no video is opened, and ``frame_features [N, F, D]`` take the place of
+    ``frames``.
     """
 
     def __init__(
@@ -58,22 +60,29 @@ class StreamCollator:
         padding: Literal["right", "left"] = "right",
         cache_frames: int = 0,
         generation_prompt: bool = False,
+        features: FeatureCache | None = None,
     ) -> None:
         self.template, self.image_size, self.pad_id = template, image_size, pad_id
         self.padding, self.generation_prompt = padding, generation_prompt
-        self.cache = FrameCache(cache_frames)
+        self.cache, self.features = FrameCache(cache_frames), features
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         encoded = [self.template.encode(s.conversation, generation_prompt=self.generation_prompt) for s in samples]
         length = max(len(e.input_ids) for e in encoded)
-        clips = [self.cache.read(s, self.image_size) for s in samples if s.frames]
-        frames = np.concatenate(clips) if clips else np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
         return {
             "input_ids": self._rows([e.input_ids for e in encoded], length, self.pad_id),
             "attention_mask": self._rows([[1] * len(e.input_ids) for e in encoded], length, 0),
             "labels": self._rows([e.labels for e in encoded], length, IGNORE),
-            "frames": torch.from_numpy(frames),
-        }
+        } | self._vision(samples)
+
+    def _vision(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        """What a batch shows, in row order; empty but there where it shows nothing."""
+        if self.features is not None:
+            parts = [self.features.read(*clip) for sample in samples for clip in sample.clips]
+            return {"frame_features": torch.cat(parts or [self.features.empty()])}
+        clips = [self.cache.read(s, self.image_size) for s in samples if s.frames]
+        frames = np.concatenate(clips) if clips else np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
+        return {"frames": torch.from_numpy(frames)}
 
     def _rows(self, rows: list[list[int]], length: int, fill: int) -> torch.Tensor:
         padded = [

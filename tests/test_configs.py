@@ -47,6 +47,12 @@ def load_calibrate(path: Path):
     return load_config(CalibrateConfig, path)
 
 
+def load_data(path: Path):
+    from vtskip.data.sections import data_sections
+
+    return data_sections(path)["data"]
+
+
 def load_bench(path: Path):
     from vtskip.eval.bench import BenchConfig
     from vtskip.methods import get_method
@@ -83,6 +89,7 @@ LOADERS = {
     "configs/eval": load_eval,
     "configs/methods": load_method,
     "configs/bench": load_bench,
+    "configs/data": load_data,
     "configs/calibrate": load_calibrate,
     "configs/sweep": load_sweep,
     "configs/deepspeed": load_deepspeed,

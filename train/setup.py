@@ -18,6 +18,7 @@ from vtskip.models.streaming_llava import StreamingLlava
 from vtskip.template import StreamTemplate
 from vtskip.train.callbacks import LOG_NAME, Bar, JsonLog
 from vtskip.train.config import TrainConfig
+from vtskip.train.features import open_features
 from vtskip.train.trainer import StreamTrainer
 
 
@@ -142,7 +143,11 @@ def make_trainer(
         train_dataset=Samples(samples),
         eval_dataset=Samples(held_out) if held_out else None,
         data_collator=StreamCollator(
-            template, model.config.image_size, model.config.pad_token_id, cache_frames=config.cache_frames
+            template,
+            model.config.image_size,
+            model.config.pad_token_id,
+            cache_frames=config.cache_frames,
+            features=open_features(config, model),
         ),
         processing_class=tokenizer,
         callbacks=callbacks,
