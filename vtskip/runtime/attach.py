@@ -216,7 +216,7 @@ def add_aux(state: StepState, module: nn.Module, args: Any, kwargs: dict[str, An
     aux = sum(loss.to(output.loss.device) for loss in state.aux)
     labels, items = kwargs.get("labels"), kwargs.get("num_items_in_batch")
     if torch.is_tensor(labels) and items is not None:
-        aux = aux * (labels != -100).sum() / items
+        aux = aux * labels.ne(-100).sum() / items
     output.loss = output.loss + aux
 
 
