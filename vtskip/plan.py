@@ -6,10 +6,9 @@ Data only. A *row* is one position of a ``[B, S]`` batch. Nothing here knows a m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from vtskip.errors import ModelError
 
 Rounding = Literal["ceil", "trunc"]
+T = TypeVar("T")
 
 
 def rows_to_keep(keep: float, size: int, rounding: Rounding = "ceil") -> int:
@@ -30,6 +30,29 @@ def rows_to_keep(keep: float, size: int, rounding: Rounding = "ceil") -> int:
     return max(1, math.ceil(keep * size - 1e-9)) if size else 0
 
 
+def rows_to_keep_of(size: Tensor, keep: float, rounding: Rounding) -> Tensor:
+    """:func:`rows_to_keep` of every element, on the device."""
+    if rounding == "trunc":
+        return (size.float() * keep).long()
+    return (keep * size.double() - 1e-9).ceil().long().clamp(min=1).masked_fill(size == 0, 0)
+
+
+def _round_up(n: int, bucket: int) -> int:
+    return -(-n // bucket) * bucket
+
+
+class lazy(Generic[T]):
+    """``functools.cached_property`` without its lock, which ``torch.compile`` cannot trace."""
+
+    def __init__(self, function: Callable[[Any], T]):
+        self.function, self.__doc__ = function, function.__doc__
+
+    def __get__(self, owner: Any, cls: type) -> T:
+        value = self.function(owner)
+        setattr(owner, self.function.__name__, value)
+        return value
+
+
 class RowSet:
     """A subset of the rows of every sample: ``mask`` ``[B, S]`` bool, and how many rows each sample has in it.
 
@@ -38,6 +61,7 @@ class RowSet:
     """
 
     least = 0  # rows that run in any case, see `run_at_least_one`
+    bounds = False  # the counts are upper bounds, see `RowMap.bucketed`
 
     def __init__(self, mask: Tensor, counts: Sequence[int], samples: tuple[int, ...] | None = None):
         self.mask = mask
@@ -47,9 +71,9 @@ class RowSet:
     @property
     def width(self) -> int:
         """Rows of the longest sample: the second dimension of a gathered batch."""
-        return max([self.least, *self.counts])
+        return min(max([self.least, *self.counts]), self.mask.shape[1])
 
-    @cached_property
+    @lazy
     def index(self) -> Tensor:
         """``[B, width]``: kept positions in sequence order, right-aligned.
 
@@ -58,22 +82,24 @@ class RowSet:
         """
         return self.mask.to(torch.uint8).argsort(dim=1, stable=True)[:, self.mask.shape[1] - self.width :]
 
-    @cached_property
+    @lazy
     def ok(self) -> Tensor | None:
         """``[B, width]`` False where ``index`` holds a filler; None when there is none."""
+        if self.bounds:
+            return self.mask.gather(1, self.index)
         if min(self.counts, default=0) == self.width:
             return None
         start = torch.tensor([self.width - c for c in self.counts], device=self.mask.device)
         return torch.arange(self.width, device=self.mask.device) >= start[:, None]
 
-    @cached_property
+    @lazy
     def flat_index(self) -> Tensor:
         """``index`` over the flattened batch, ``[B * width]``."""
         batch, length = self.mask.shape
         sample = torch.tensor(self.samples or range(batch), device=self.index.device)
         return (self.index + sample[:, None] * length).reshape(-1)
 
-    @cached_property
+    @lazy
     def packed(self) -> RowSet:
         """The same rows without the samples that have none; itself where every sample has some, or no sample has."""
         some = [b for b, count in enumerate(self.counts) if count]
@@ -105,6 +131,7 @@ class RowMap:
         sizes: per sample, the number of rows of each group (host).
         text_counts: per sample, the number of text rows (host).
         memo: free space for a method that carries a decision from layer to layer within one forward.
+        exact: the rows with their true numbers, where ``sizes`` and ``text_counts`` are upper bounds (``bounds``).
     """
 
     vision: Tensor
@@ -115,6 +142,8 @@ class RowMap:
     sizes: tuple[tuple[int, ...], ...]
     text_counts: tuple[int, ...]
     memo: dict[Any, Any] = field(default_factory=dict)
+    exact: RowMap | None = None
+    bounds: bool = False
 
     @classmethod
     def build(
@@ -157,6 +186,33 @@ class RowMap:
             text_counts=tuple(int(n) for n in (valid & ~vision).sum(1)),
         )
 
+    def bucketed(self, bucket: int) -> RowMap:
+        """The same rows with host numbers that many inputs share: bounds, rounded up to multiples of ``bucket`` rows.
+
+        Shapes of gathered rows then depend on the bounds alone; the places that are too many hold fillers, so that all
+        results stay the same. A graph compiled for one input serves every other one with the same bounds. Groups of
+        unequal size keep their exact numbers.
+        """
+        sizes = {n for row in self.sizes for n in row}
+        if len(sizes) != 1:
+            return self
+        size = sizes.pop()
+        groups = -(-_round_up(max(map(sum, self.sizes)), bucket) // size)
+        text = _round_up(max(self.text_counts), bucket)
+        batch = len(self.sizes)
+        return replace(
+            self,
+            sizes=((size,) * groups,) * batch,
+            text_counts=(text,) * batch,
+            memo=dict(self.memo),
+            exact=self,
+            bounds=True,
+        )
+
+    def is_all(self, rows: RowSet) -> bool:
+        """Whether a set holds every row that is not padding."""
+        return rows is self.everything if self.bounds else rows.counts == self.everything.counts
+
     def to(self, device: torch.device) -> RowMap:
         """These rows on another device, with what the methods have noted so far (layers of a model may be spread out)."""
         moved = {f.name: moved_to(getattr(self, f.name), device) for f in fields(self)}
@@ -166,12 +222,12 @@ class RowMap:
     def has_vision(self) -> bool:
         return any(map(any, self.sizes))
 
-    @cached_property
+    @lazy
     def everything(self) -> RowSet:
         """All rows that are not padding."""
         return RowSet(self.valid, [t + sum(s) for t, s in zip(self.text_counts, self.sizes)])
 
-    @cached_property
+    @lazy
     def text(self) -> RowSet:
         return RowSet(self.valid & ~self.vision, self.text_counts)
 
@@ -183,7 +239,7 @@ class RowMap:
         """Vision rows per sample when each group keeps ``rows_to_keep(keep, size)``."""
         return [sum(rows_to_keep(keep, s, rounding) for s in row) for row in self.sizes]
 
-    @cached_property
+    @lazy
     def by_sample(self) -> RowMap:
         """The same rows with all vision rows of a sample in one group. Not causal: late frames compete with early ones."""
         return self.one_group(self.vision, [sum(row) for row in self.sizes])
@@ -196,18 +252,24 @@ class RowMap:
 
     def per_group(self, values: Sequence[Sequence[int]]) -> Tensor:
         """Spread one host number per group over its rows: ``[B, S]`` long, 0 on rows outside any group."""
-        width = max((len(row) for row in values), default=0) + 1
+        width = max([0, *(len(row) for row in values)]) + 1
         table = torch.tensor([[0, *row] + [0] * (width - 1 - len(row)) for row in values], device=self.group.device)
         return table.gather(1, self.group + 1)
 
-    @cached_property
+    @lazy
     def group_size(self) -> Tensor:
         """``[B, S]`` long: how many rows the group of this row has."""
-        return self.per_group(self.sizes)
+        if not self.bounds:
+            return self.per_group(self.sizes)
+        table = self.group.new_zeros(len(self.group), max(map(len, self.sizes)) + 1)
+        table = table.scatter_add(1, self.group + 1, torch.ones_like(self.group))
+        return table.gather(1, self.group + 1).masked_fill(self.group < 0, 0)
 
     def group_keep(self, keep: float, rounding: Rounding = "ceil") -> Tensor:
         """``[B, S]`` long: how many rows the group of this row keeps."""
         key = ("group_keep", keep, rounding)
+        if key not in self.memo and self.bounds:
+            self.memo[key] = rows_to_keep_of(self.group_size, keep, rounding)
         if key not in self.memo:
             self.memo[key] = self.per_group([[rows_to_keep(keep, s, rounding) for s in row] for row in self.sizes])
         return self.memo[key]

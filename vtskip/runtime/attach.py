@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vtskip.errors import ModelError
+from vtskip.errors import ConfigError, ModelError
 from vtskip.models.cls_attention import watch_cls
 from vtskip.models.families import decoder_of, family_of, shape_of, unwrap
 from vtskip.models.layers import check_layers, parts_of
@@ -43,12 +43,14 @@ class MethodLike(Protocol):
     def planners(self, shape: DecoderShape) -> Sequence[Planner | None]: ...
 
 
-def attach(model: nn.Module, method: MethodLike | dict[str, Any] | str | Path) -> Handle:
+def attach(model: nn.Module, method: MethodLike | dict[str, Any] | str | Path, bucket: int | None = None) -> Handle:
     """Make a stock Hugging Face model skip layers by ``method``; weights, keys and class names stay as they are.
 
     Args:
         model: a supported model (``vtskip models``), bare or inside a PEFT wrapper.
         method: a method object, a dict (``{"name": "mod", "keep": 0.2}``), a name, or the path of a YAML file.
+        bucket: for ``torch.compile``: how many rows run is rounded up to multiples of this, with fillers that change no
+            result, so that inputs with different numbers of images share their graphs. None: only the rows themselves.
 
     Returns:
         A handle: ``detach()`` restores the model bit for bit, ``report()`` says what ran; also a context manager.
@@ -59,11 +61,13 @@ def attach(model: nn.Module, method: MethodLike | dict[str, Any] | str | Path) -
     """
     if isinstance(model, nn.DataParallel):
         raise ModelError(DATA_PARALLEL)
+    if bucket is not None and bucket < 1:
+        raise ConfigError(f"bucket: got {bucket}, accepted: a number of rows above 0")
     if not hasattr(method, "planners"):
         from importlib import import_module  # by name: the executor must not depend on the methods
 
         method = import_module("vtskip.methods").get_method(method)
-    return Handle(model, cast(MethodLike, method))
+    return Handle(model, cast(MethodLike, method), bucket)
 
 
 def attached(model: nn.Module) -> Handle | None:
@@ -74,7 +78,7 @@ def attached(model: nn.Module) -> Handle | None:
 class Handle:
     """An attached method. Use ``with attach(model, method) as handle`` to have it taken off at the end."""
 
-    def __init__(self, model: nn.Module, method: MethodLike):
+    def __init__(self, model: nn.Module, method: MethodLike, bucket: int | None = None):
         self.model = model = unwrap(model)
         before = attached(model)
         if before is not None:
@@ -85,7 +89,7 @@ class Handle:
         self.method: MethodLike = method
         self.shape = shape_of(decoder)
         planners = method.planners(self.shape)
-        self.state = StepState(every_step=any(p is not None and p.every_step for p in planners))
+        self.state = StepState(every_step=any(p is not None and p.every_step for p in planners), bucket=bucket)
         self.state.reset(self.shape.layers)
         self._hooks: list[Any] = []
         self._rotary = getattr(decoder, "rotary_emb", None)
@@ -101,6 +105,8 @@ class Handle:
                 f"{method.name} moves rows inside their image, but {type(model).__name__} adds features to each row after "
                 f"the first {deepstack} layers by its place: they would meet other rows; use skip_ffn"
             )
+        if MOVABLE in needs and bucket is not None:
+            raise ModelError(f"{method.name} moves rows by the exact sizes of the images; attach it without a bucket")
         if VIT_CLS in needs:
             self._hooks = watch_cls(base, family, model.config, self.state, method.name)
         self._layers: list[nn.Module] = []

@@ -71,6 +71,9 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
             rows_run.run_at_least_one()
     if plan.edit is not None:
         hidden_states = plan.edit
+    if rows.bounds:
+        for bounded in (plan.attend, plan.expose, plan.ffn, plan.cache):
+            bounded.bounds = True
     execution = Execution(layer, rows, plan, hidden_states, kwargs)
     if plan.score:
         embeddings = kwargs["position_embeddings"]
@@ -238,7 +241,7 @@ class Execution:
         return y if self.plan.gain_row is None else weigh(x, y, self.plan.gain_row, self.plan.gain_on)
 
     def is_all(self, rows: RowSet) -> bool:
-        return rows.counts == self.rows.everything.counts
+        return self.rows.is_all(rows)
 
     def take(self, t: Tensor, rows: RowSet) -> Tensor:
         """Rows of ``[B, S, ...]`` or of a shared ``[1, S, ...]``."""
@@ -302,6 +305,7 @@ class Execution:
         samples = list(rows.samples or range(self.batch))
         kept = self.plan.cache
         among = RowSet(kept.mask[samples].gather(1, rows.index), [kept.counts[b] for b in samples])
+        among.bounds = kept.bounds
         return among.index, among.ok
 
     def write_nothing(self, x: Tensor) -> None:

@@ -268,6 +268,12 @@ def document_starts(kwargs: dict[str, Any], batch: int, length: int, past: int) 
 
 
 def packed(starts: Tensor, rows: RowSet) -> dict[str, Any]:
-    """Flash's keyword arguments for some rows of packed documents: the borders among these rows."""
+    """Flash's keyword arguments for some rows of packed documents: the borders among these rows.
+
+    Raises:
+        ModelError: fillers, which belong to no document.
+    """
+    if rows.ok is not None:
+        raise ModelError("documents packed into one row cannot run with a bucket; attach without it")
     borders = pad(rows.mask[0].cumsum(0), (1, 0))[starts.long()].to(torch.int32)
     return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": rows.width, "max_length_k": rows.width}

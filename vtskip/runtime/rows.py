@@ -69,6 +69,8 @@ class RowReader:
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs, state = self.bind(args, kwargs), self.state
         rows = self.read(inputs)
+        if rows is not None and state.bucket is not None:
+            rows = rows.bucketed(state.bucket)
         state.uniform = same_modules(module)
         state.begin(self.read_text(inputs) if rows is None and (state.every_step or state.uniform) else rows)
         state.vit_cls = of_features(inputs)

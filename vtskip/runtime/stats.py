@@ -58,6 +58,7 @@ class StepState:
         layers: sums per layer over steps with vision rows, and the pairs of all steps; ``text_rows`` are the rows of the
             steps without, which ran everywhere.
         every_step: some layer wants a plan on steps without vision rows too; ``rows`` then holds text rows there.
+        bucket: round the numbers of rows that run up to multiples of this.
         uniform: every process has to call the same modules in this forward, whatever its rows.
         aux: auxiliary losses of the running forward.
         vit_cls: ``[images, rows]`` attention of the vision tower's CLS token, of the images of the running forward.
@@ -69,6 +70,7 @@ class StepState:
     override: Any = None
     every_step: bool = False
     uniform: bool = False
+    bucket: int | None = None
     aux: list[Tensor] = field(default_factory=list)
     vit_cls: Tensor | None = None
     layers: list[LayerCount] = field(default_factory=list)
@@ -111,7 +113,8 @@ class StepState:
         self.forwards += 1
         if rows is None:
             self.text_rows += n
-        vision = 0 if rows is None else sum(map(sum, rows.sizes))
+        exact = None if rows is None else rows.exact or rows
+        vision = 0 if exact is None else sum(map(sum, exact.sizes))
         self.dense.add(n, n * max(0 if cache is None else dense_length(cache), length), vision)
         for i, count in enumerate(self.layers):
             if i in self.running:
@@ -121,7 +124,7 @@ class StepState:
             else:
                 count.add(n, n * slots[i], vision)
         if rows is not None and rows.has_vision:
-            self.last_rows, self.plans = rows, {i: _detached(plan) for i, (plan, *_) in self.running.items()}
+            self.last_rows, self.plans = exact, {i: _detached(plan) for i, (plan, *_) in self.running.items()}
         if cache is not None:
             self._measure_cache(cache, batch)
         self.rows = None
@@ -148,17 +151,17 @@ class StepState:
         samples: tuple[int, ...] | None,
     ) -> None:
         assert self.rows is not None
-        everything = self.rows.everything.counts
+        step = self.rows
         attending = batch if samples is None else len(samples)
 
         def ran(rows: Any) -> int:  # a set of all rows runs ungathered, padding included
-            width = length if rows.counts == everything else rows.width
+            width = length if step.is_all(rows) else rows.width
             return width * (attending if rows is plan.attend else batch)
 
         def seen(rows: Any) -> int:  # vision rows in a set; only a method that looks at every step may leave out text
-            if self.every_step:
-                return int((rows.mask & self.rows.vision).sum())  # type: ignore[union-attr]
-            return sum(rows.counts) - sum(self.rows.text_counts)  # type: ignore[union-attr]
+            if self.every_step or step.bounds:
+                return int((rows.mask & step.vision).sum())
+            return sum(rows.counts) - sum(step.text_counts)
 
         attend, expose = ran(plan.attend), ran(plan.expose)
         count.rows += batch * length
