@@ -1,0 +1,74 @@
+"""Every Triton kernel compiles for the GPUs of sm_80 and sm_90, in every type it is used with, without a GPU here."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+import torch, triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from vtskip.kernels import triton_attention as attention, triton_rows as rows
+
+ints = {"tq", "tk", "per_sample", "m"}
+def build(kernel, types, constants, arch):
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in types:
+            signature[name] = types[name]
+        elif name in ("scale", "eps", "offset"):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32"
+    source = ASTSource(kernel, signature, constexprs={(kernel.arg_names.index(k),): v for k, v in constants.items()})
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32))
+    assert compiled.asm["cubin"], kernel
+    print("compiled", kernel.__name__, arch)
+
+arch, name = int(sys.argv[1]), sys.argv[2]
+kind = getattr(torch, name)
+pointer = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}[name]
+compute = attention.compute_type(kind, interpreted=False)
+for ok in (False, True):
+    shared = dict(GROUP=4, D=128, DP=128, BM=64, BN=64, HAS_OK=ok, COMPUTE=compute)
+    index = {n: "*i32" for n in ("Lo", "Hi", "First", "Last")} | {"Ok": "*i1"}
+    data = {n: pointer for n in ("Q", "K", "V", "Out", "DOut", "DQ", "DK", "DV")} | {"Lse": "*fp32", "Delta": "*fp32"}
+    build(attention._forward, data | index, shared | {"SPLITS": 1}, arch)
+    build(attention._forward, data | index | {"Out": "*fp32"}, shared | {"SPLITS": 8, "BM": 16}, arch)
+    for kernel in (attention._backward_q, attention._backward_kv):
+        build(kernel, data | index, shared | {"BM": 32, "BN": 32}, arch)
+row = {n: pointer for n in ("X", "Weight", "Rows", "Normed", "DRows", "DNormed", "DX", "Base", "Delta", "Gain", "Out", "DOut",
+                            "DDelta", "DGain")} | {"Index": "*i64", "Rstd": "*fp32", "DWeight": "*fp32"}
+width = dict(D=3584, DP=4096)
+build(rows._gather_norm, row, width, arch)
+build(rows._gather_norm_backward, row, width | {"PER": 16}, arch)
+for gain in (False, True):
+    build(rows._scatter_update, row, width | {"HAS_GAIN": gain}, arch)
+    build(rows._scatter_backward, row, width | {"HAS_GAIN": gain}, arch)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype"),
+    [
+        (90, "bfloat16"),
+        *(pytest.param(arch, "float32", marks=pytest.mark.slow) for arch in (80, 90)),
+        *(pytest.param(arch, "float16", marks=pytest.mark.slow) for arch in (80, 90)),
+        pytest.param(80, "bfloat16", marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_compile(arch, dtype, tmp_path):
+    pytest.importorskip("triton")
+    import os
+
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(arch), dtype], env=env, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("compiled") == 14
