@@ -14,11 +14,12 @@ DEMO := runs/demo
 # Idle OpenMP threads must not spin: on two busy cores that costs more than the second thread brings.
 DEMO_ENV := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow test-oldest lint format clean
 help:
 	@echo "make demo       set up, make video clips, fine-tune a small model that skips, narrate a clip, evaluate"
 	@echo "make test       set up, run the tests"
 	@echo "make test-slow  the tests that 'make test' leaves out"
+	@echo "make test-oldest the core tests on the oldest transformers that is supported"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make format     let ruff rewrite the files"
 	@echo "make setup      only install, into $(VENV) (another one: make setup VENV=DIR)"
@@ -54,6 +55,17 @@ test: setup
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(PYTEST_FLAGS)
+
+# The oldest transformers that is supported, in an environment of its own on top of the first: only what differs is installed.
+OLDEST := $(VENV)-oldest/bin/python
+SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+OLDEST_TESTS := tests/runtime tests/methods tests/golden tests/contracts tests/models tests/streaming tests/test_plan.py \
+  tests/test_saving.py tests/test_model_card.py
+test-oldest: setup
+	test -x $(OLDEST) || $(BIN)/python -m venv $(VENV)-oldest
+	$(BIN)/python $(SITE) > "$$($(OLDEST) $(SITE))/first.pth"
+	$(OLDEST) -m pip install --disable-pip-version-check $(PIP_FLAGS) 'transformers==5.17.*'
+	OMP_NUM_THREADS=1 $(OLDEST) -m pytest -n 2 $(OLDEST_TESTS) $(PYTEST_FLAGS)
 
 # mypy and import-linter judge the package as it is installed: the four folders inside vtskip.
 lint: setup
