@@ -221,7 +221,7 @@ def add_aux(state: StepState, module: nn.Module, args: Any, kwargs: dict[str, An
         return
     aux = sum(loss.to(output.loss.device) for loss in state.aux)
     labels, items = kwargs.get("labels"), kwargs.get("num_items_in_batch")
-    if torch.is_tensor(labels) and items is not None:
+    if labels is not None and items is not None:
         aux = aux * labels.ne(-100).sum() / items
     output.loss = output.loss + aux
 
