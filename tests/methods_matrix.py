@@ -159,6 +159,14 @@ MATRIX = [
         {"name": "uniform", "keep": 1.0},
     ),
     MethodRow(
+        "pyramid_drop",
+        {"name": "pyramid_drop", "layers": [1, 3], "keep": [0.6, 0.3]},
+        {"name": "pyramid_drop", "layers": [4], "keep": [0.5]},
+        {"name": "pyramid_drop", "layers": [0, 2], "keep": [1.0, 1.0]},
+        chunked=False,
+        recomputed=False,
+    ),
+    MethodRow(
         "layer_skip",
         {"name": "layer_skip"},
         {"name": "layer_skip", "schedule": listed()},

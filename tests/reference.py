@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import IMAGE_ID, VIDEO_ID, Tiny
-from vtskip.plan import CARRIED, SCORES, DecoderShape, LayerPlan, RowMap
+from vtskip.plan import CARRIED, LIVE, SCORES, DecoderShape, LayerPlan, RowMap
 
 SANDWICH = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 NORMS = {  # after attention, before the FFN, after the FFN
@@ -61,6 +61,10 @@ def masked_layer(
     attn_out, ffn_in, ffn_out = NORMS.get(type(layer).__name__, (None, "post_attention_layernorm", None))
     normed = layer.input_layernorm(x)
     rows.memo[CARRIED, index] = None
+    if SCORES in planner.needs:
+        with torch.no_grad():
+            live = rows.memo.get(LIVE, rows.valid)
+            rows.memo[SCORES, index] = softmax_of_last(layer.self_attn, normed, live, kwargs["position_embeddings"])
     plan: LayerPlan = planner(rows, normed if planner.sees == "normed" else x)
     if plan.edit is not None:
         x = plan.edit

@@ -285,7 +285,10 @@ def moved_to(value: Any, device: torch.device) -> Any:
 
 
 SCORES, CARRIED, VIT_CLS = "scores", "carried", "vit_cls"  # keys of RowMap.memo that the executor fills in
-MOVABLE = "movable"  # what a planner may need beside VIT_CLS
+MOVABLE = "movable"  # what a planner may need beside SCORES and VIT_CLS
+LIVE = (
+    "live"  # key of RowMap.memo for a method that drops rows for good: ``[B, S]`` bool, the rows that are still there
+)
 
 
 def run_lengths(row: np.ndarray) -> list[int]:

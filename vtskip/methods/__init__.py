@@ -15,6 +15,7 @@ from vtskip.methods.gamma_mod import GammaMod
 from vtskip.methods.mindskip import MindSkip
 from vtskip.methods.mod import Mod
 from vtskip.methods.pmod import PMod
+from vtskip.methods.pyramid_drop import PyramidDrop
 from vtskip.methods.shortv import ShortV
 from vtskip.methods.skip_ffn import SkipFFN
 from vtskip.methods.skip_vision import SkipVision
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "mindskip": MindSkip,
     "shortv": ShortV,
     "fastv": FastV,
+    "pyramid_drop": PyramidDrop,
     "skip_ffn": SkipFFN,
     "skip_vision": SkipVision,
     "random": Random,

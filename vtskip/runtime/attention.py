@@ -49,7 +49,7 @@ def last_row_scores(attn: nn.Module, normed: Tensor, valid: Tensor, position_emb
     rows = torch.arange(batch, device=valid.device)
     embeddings = tuple(t.expand(batch, -1, -1)[rows, last][:, None] for t in position_embeddings)
     q = _rotate(attn, _heads(attn, "q", normed[rows, last][:, None]), embeddings)
-    k, _ = project_kv(attn, normed, position_embeddings)
+    k = _rotate(attn, _heads(attn, "k", normed), position_embeddings)
     q = q.unflatten(1, (k.shape[1], -1))  # [B, kv_heads, heads per kv head, 1, head_dim]
     logits = (q @ k[:, :, None].transpose(-1, -2)).squeeze(-2) * attn.scaling
     if (cap := soft_cap(attn)) is not None:

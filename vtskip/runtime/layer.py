@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 from vtskip.kernels.rows import gather_rows, scatter_rows
 from vtskip.models.cls_attention import scores_of_rows
 from vtskip.models.layers import PRE_NORM, LayerParts
-from vtskip.plan import CARRIED, SCORES, VIT_CLS, LayerPlan, RowMap, RowSet
+from vtskip.plan import CARRIED, LIVE, SCORES, VIT_CLS, LayerPlan, RowMap, RowSet
 from vtskip.runtime.attention import last_row_scores, query_attention
 from vtskip.runtime.cache import Sink, append, cache_layer, is_static, skip_layer
 from vtskip.runtime.checkpoints import checkpointed, checkpointing, own_forward
@@ -62,6 +62,8 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
     rows.memo[CARRIED, run.index] = getattr(stored, "carry", None)
     if VIT_CLS in planner.needs and rows.has_vision:
         rows.memo[VIT_CLS] = scores_of_rows(run.shared.vit_cls, rows)
+    if SCORES in planner.needs and rows.has_vision:
+        rows.memo[SCORES, run.index] = scores(layer, rows, hidden_states, kwargs)
     norm = getattr(layer, run.parts.attn_in)
     seen = norm(hidden_states) if planner.sees == "normed" else hidden_states
     with torch.autocast(hidden_states.device.type, enabled=False):  # rows are scored in fp32 whatever the layers run in
@@ -76,13 +78,18 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
             bounded.bounds = True
     execution = Execution(layer, rows, plan, hidden_states, kwargs)
     if plan.score:
-        embeddings = kwargs["position_embeddings"]
-        rows.memo[SCORES, run.index] = last_row_scores(layer.self_attn, norm(hidden_states), rows.valid, embeddings)
+        rows.memo[SCORES, run.index] = scores(layer, rows, hidden_states, kwargs)
     run.shared.record(run.index, plan, execution.slots, execution.attend.samples)
     out = execution.run(hidden_states)
     if plan.carry is not None and execution.cache is not None:
         skip_layer(execution.cache, run.index).carry = plan.carry
     return out
+
+
+def scores(layer: nn.Module, rows: RowMap, x: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """This layer's attention of every sample's last row to the rows that are still there, ``[B, S]``."""
+    normed = getattr(layer, layer.vtskip.runtime.parts.attn_in)(x)
+    return last_row_scores(layer.self_attn, normed, rows.memo.get(LIVE, rows.valid), kwargs["position_embeddings"])
 
 
 def native(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -> Tensor:
