@@ -2,8 +2,10 @@
 
 import functools
 import re
+import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from tests.tiny import FAMILIES as TINY
 from tests.tiny import TEXT
 from vtskip.errors import ModelError
 from vtskip.models.families import FAMILIES, TEXT_CLASSES, shape_of
+from vtskip.models.groups import anyres_images, merged_grids
 from vtskip.models.refused import REFUSED
 
 MOD, SHORTV = {"name": "mod", "keep": 0.3}, {"name": "shortv", "layers": [0, 1, 3]}
@@ -139,6 +142,25 @@ def test_onevision_cuts_only_lone_images_into_tiles():
         model.config.vision_aspect_ratio = limit
 
 
+@pytest.mark.parametrize(
+    ("config", "model"), [("LlavaNextConfig", "llava_next"), ("LlavaOnevisionConfig", "llava_onevision")]
+)
+def test_rows_of_tiles_are_those_that_transformers_packs(config, model):
+    """Real tower sizes and any image shape; the packed features say how many rows each image has."""
+    stub = SimpleNamespace(config=getattr(hf, config)())
+    side = stub.config.vision_config.image_size // stub.config.vision_config.patch_size
+    shapes = torch.randint(20, 2500, (60, 2), generator=torch.Generator().manual_seed(0))
+    tower, pinpoints = stub.config.vision_config.image_size, stub.config.image_grid_pinpoints
+    module = sys.modules[type(model_of(model)).__module__]
+    counts = [module.image_size_to_num_patches(shape, pinpoints, tower) for shape in shapes]
+    features = [torch.zeros(n, side**2, 1) for n in counts]
+    extra = {"vision_feature_select_strategy": "default"} if model == "llava_next" else {}
+    pack = type(model_of(model).model).pack_image_features
+    _, rows = pack(stub, features, shapes, image_newline=torch.zeros(1), **extra)
+    assert anyres_images("image", None, {"image_sizes": shapes}, stub.config) == rows.tolist()
+    assert len(set(rows.tolist())) > 20
+
+
 def test_llava_with_images_of_their_own_size():
     tower = hf.PixtralVisionConfig(**t.TOWER, image_size=32, head_dim=8)
     config = hf.LlavaConfig(
@@ -160,6 +182,8 @@ def test_frames_that_compression_leaves_empty_are_no_groups():
     inputs = {k: v.double() if v.is_floating_point() else v for k, v in part.inputs.items()}
     ids = torch.tensor([[1, t.TIME_ID, *[t.VIDEO_ID] * 4, t.TIME_ID, *[t.VIDEO_ID] * 4, 5]])
     assert sizes(model, input_ids=ids, **{**inputs, "video_compression_mask": kept}) == [[4, 4]]
+    given = {**part.inputs, "video_compression_mask": kept}
+    assert merged_grids("video", (ids == t.VIDEO_ID).numpy(), given, model.config) == [4, 4]
     inputs.pop("video_compression_mask")
     ids = torch.tensor([[1, *[t.VIDEO_ID] * 12, 5]])
     assert sizes(model, input_ids=ids, **inputs) == [[4, 4, 4]]

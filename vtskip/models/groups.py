@@ -145,12 +145,10 @@ def tiles(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) 
 def grids(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:
     """Qwen-VL and GLM-V grids: ``t`` groups of ``h * w / merge^2`` rows per image or video.
 
-    GLM-V marks video rows with the image token. ``generate`` drops the grids; the height and width positions then tell
-    where a frame begins: they return to those of the first row.
+    ``generate`` drops the grids; the height and width positions then tell where a frame begins: they return to those of the
+    first row. GLM-V marks a video's rows with the image token; its frames are runs, as its own positions demand.
     """
     grid = inputs.get(f"{modality}_grid_thw")
-    if grid is None and getattr(config, "model_type", "").startswith("glm"):
-        grid = inputs.get("video_grid_thw")
     if grid is None:
         positions = inputs.get("position_ids")
         return _grids_from_positions(here, positions) if positions is not None and positions.dim() == 3 else None
