@@ -142,9 +142,10 @@ def test_videollm_mod_share_of_the_vision_work(name, share):
         ("fastv_k2_r50", LLAVA_7B, 576, 4.867, 0.572),
         ("fastv_k3_r50", LLAVA_7B, 576, 4.988, 0.587),
         ("fastv_k3_r75", LLAVA_7B, 576, 3.259, 0.383),
+        ("pyramid_drop", LLAVA_7B, 576, 4.404, 0.518),
     ],
 )
-def test_fastv_tflops(name, shape, vision, tflops, ratio):
+def test_dropping_tflops(name, shape, vision, tflops, ratio):
     assert counted(preset(name), shape, vision) == (pytest.approx(tflops, abs=1e-3), pytest.approx(ratio, abs=1e-3))
 
 
