@@ -163,7 +163,8 @@ def without_unknown(method: type[Method], values: dict[str, Any]) -> tuple[dict[
             node: Any = values
             path: list[str] = []
             for part in location[:-1]:
-                if isinstance(node, list) or part in node:  # else the tag of a union
+                in_file = isinstance(node, list) or part in node
+                if in_file:  # else the tag of a union
                     node, path = node[part], [*path, str(part)]
             del node[location[-1]]
             dropped.append(".".join([*path, str(location[-1])]))
