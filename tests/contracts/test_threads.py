@@ -3,10 +3,12 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
 import vtskip
 from tests.tiny import FAMILIES
+from vtskip.errors import ModelError
 
 TINY = FAMILIES["llava-llama"]
 SPECS = [
@@ -78,3 +80,36 @@ def test_attaching_in_one_thread_does_not_reach_another():
     finally:
         done.set()
         thread.join()
+
+
+def test_one_model_in_two_threads_at_once_is_refused_and_the_first_is_right():
+    model, expected = make(SPECS[0]), answer(make(SPECS[0]))
+    inside, tried = threading.Event(), threading.Event()
+
+    def wait(*_):
+        inside.set()
+        tried.wait(60)
+
+    hook = model.get_decoder().layers[1].mlp.register_forward_pre_hook(wait)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(answer, model)
+        assert inside.wait(60)
+        try:
+            with pytest.raises(ModelError, match="running in another thread"):
+                model(**TINY.batch(["short"], dtype=torch.float32))
+        finally:
+            tried.set()
+        assert same(first.result(60), expected)
+    hook.remove()
+    assert same(answer(model), expected)
+
+
+def test_a_forward_that_failed_does_not_lock_other_threads_out():
+    model, expected = make(SPECS[0]), answer(make(SPECS[0]))
+    batch = TINY.batch(["short"], dtype=torch.float32)
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    for wrong in ({"inputs_embeds": embeds, "pixel_values": batch["pixel_values"]}, batch | {"pixel_values": embeds}):
+        with pytest.raises((ModelError, ValueError, RuntimeError)):
+            model(**wrong)
+    with ThreadPoolExecutor(1) as pool:
+        assert same(pool.submit(answer, model).result(60), expected)

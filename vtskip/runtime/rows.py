@@ -68,6 +68,7 @@ class RowReader:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs, state = self.bind(args, kwargs), self.state
+        state.enter()
         rows = self.read(inputs)
         if rows is not None and state.bucket is not None:
             rows = rows.bucketed(state.bucket)
@@ -76,6 +77,8 @@ class RowReader:
         state.vit_cls = of_features(inputs)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not self.state.leave():
+            return
         if output is None:  # the forward raised: nothing to count
             self.state.begin(None)
             return

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor
 
+from vtskip.errors import ModelError
 from vtskip.plan import LayerPlan, RowMap
 from vtskip.runtime.cache import dense_length, is_static, kv_bytes, stored_slots
 
@@ -64,6 +66,7 @@ class StepState:
         vit_cls: ``[images, rows]`` attention of the vision tower's CLS token, of the images of the running forward.
         running: layer -> (its plan, rows already cached, the samples that attend or None for all) of the current forward;
             ``plans`` of the last one with vision rows.
+        owner: the thread whose forward is running, if one is.
     """
 
     rows: RowMap | None = None
@@ -83,10 +86,26 @@ class StepState:
     running: dict[int, tuple[LayerPlan, int, tuple[int, ...] | None]] = field(default_factory=dict)
     last_rows: RowMap | None = None
     plans: dict[int, LayerPlan] = field(default_factory=dict)
+    owner: dict[str, int] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy of the model takes along: no tensor that still belongs to a step's graph."""
-        return {**self.__dict__, "aux": [loss.detach() for loss in self.aux]}
+        """What a copy of the model takes along: no tensor that still belongs to a step's graph, and no running forward."""
+        return {**self.__dict__, "aux": [loss.detach() for loss in self.aux], "owner": {}}
+
+    def enter(self) -> None:
+        """A forward starts. Raises ModelError while one of another thread runs: they would select for each other."""
+        if self.owner.setdefault("thread", get_ident()) != get_ident():
+            raise ModelError(
+                "the model is running in another thread, and an attached method serves one forward at a time; "
+                "use a lock, or one copy.deepcopy of the model per thread"
+            )
+
+    def leave(self) -> bool:
+        """A forward has ended. False if it is not the one that runs here: it was refused."""
+        if self.owner.get("thread") != get_ident():
+            return False
+        self.owner.clear()
+        return True
 
     def reset(self, layers: int) -> None:
         self.layers = [LayerCount() for _ in range(layers)]
