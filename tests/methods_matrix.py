@@ -69,6 +69,7 @@ MATRIX = [
         "gamma_mod-threshold",
         {"name": "gamma_mod", "inference": "threshold", "threshold": 0.5, "shared": False, "schedule": listed(0, 2, 3)},
         {"name": "gamma_mod", "inference": "threshold", "schedule": listed()},
+        kept_ffn=0.9,
     ),
     MethodRow(
         "gamma_mod-published",
@@ -82,12 +83,13 @@ MATRIX = [
             "schedule": listed(1, 2, 3),
         },
         {"name": "gamma_mod", "text": "routed", "positions": "compact", "schedule": listed()},
+        kept_ffn=0.9,
         text_is_stock=False,
         compact=True,
     ),
     MethodRow(
         "mindskip",
-        {"name": "mindskip", "layers": [0, 1, 2], "std": 1.0},
+        {"name": "mindskip", "layers": [0, 1, 2], "std": 1.0, "seed": 3},
         {"name": "mindskip", "layers": []},
         {"name": "mindskip", "layers": [0, 1, 2, 3]},
         kept_ffn=1.1,  # its FFN is dense

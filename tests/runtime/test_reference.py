@@ -65,4 +65,5 @@ def test_skipping_equals_masking(model, family, row, side):
         ours = gradients.get(name, torch.zeros_like(gradient))  # what did not run has none, where masking gives zeros
         # In float32 a small gradient is a difference of large terms: it is as exact as those.
         scale = gradient.abs().max().clamp(min=1e-3) if family.dtype == torch.float64 else largest
+        scale = scale * 8 if name[0].isdigit() else scale  # routers': sums over all rows, of terms that cancel
         assert (ours - gradient).abs().max() <= rounding * scale, name
