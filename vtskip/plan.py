@@ -105,7 +105,9 @@ class RowSet:
         some = [b for b, count in enumerate(self.counts) if count]
         if self.samples is not None or len(some) in (0, len(self.counts)):
             return self
-        return RowSet(self.mask[some], [self.counts[b] for b in some], tuple(some))
+        packed = RowSet(self.mask[some], [self.counts[b] for b in some], tuple(some))
+        packed.bounds = self.bounds
+        return packed
 
     def run_at_least_one(self) -> None:
         """Make an empty set one filler row wide (what is computed on fillers is thrown away)."""

@@ -149,6 +149,18 @@ def test_compact_positions_differ_from_those_of_the_sequence(model):
     assert (outputs[0] - outputs[1]).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"text": "routed", "positions": "compact"}, {"inference": "threshold", "threshold": 0.5}]
+)
+def test_counts_rounded_up_for_compiling_change_nothing(model, options):
+    batch, outputs = FAMILY.batch(KINDS), []
+    content = batch["attention_mask"].bool()
+    for bucket in (None, 7):
+        with vtskip.attach(model, {**EVERY, "keep": 0.4, **options}, bucket=bucket):
+            outputs.append(logits(model, batch)[content])
+    assert (outputs[0] - outputs[1]).abs().max() < 1e-12
+
+
 # ---------------------------------------------------------------- the router and its loss
 
 

@@ -187,6 +187,19 @@ def test_text_may_be_protected(model):
     assert attend[rows.text.mask].all() and 0 < attend[rows.vision].float().mean() < 1
 
 
+@pytest.mark.parametrize("granularity", ["sequence", "row"])
+def test_counts_rounded_up_for_compiling_change_nothing(granularity):
+    family = FAMILIES["llava-llama"]
+    model, batch, outputs = family.model(), family.batch(["long", "short", "text"]), []
+    spec = {"name": "mindskip", "granularity": granularity, "layers": [0, 1, 2], "std": 1.0, "seed": 3}
+    for bucket in (None, 7):
+        with vtskip.attach(model, spec, bucket=bucket) as handle, torch.no_grad():
+            outputs.append(model(**batch).logits[batch["attention_mask"].bool()])
+            attend = [layer.attend for layer in handle.report().layers]
+    assert min(attend) < max(attend)
+    assert (outputs[0] - outputs[1]).abs().max() < 1e-12
+
+
 # ---------------------------------------------------------------- training
 
 
