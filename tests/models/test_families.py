@@ -260,6 +260,19 @@ def test_merged_embeddings_without_rows_warn_once(name):
             logits(model, inputs_embeds=embeds)
 
 
+def test_generate_from_merged_embeddings():
+    """``generate`` passes an empty set of encoded images along: that is no image."""
+    model, ids = model_of("llava-llama"), torch.tensor([[1, 5, 7, 9, 11, 6]])
+    embeds = model.get_input_embeddings()(ids)
+    dense = model.generate(inputs_embeds=embeds, max_new_tokens=3, do_sample=False)
+    with vtskip.attach(model, MOD) as handle:
+        with pytest.warns(UserWarning, match=r"Handle\.rows"):
+            assert torch.equal(model.generate(inputs_embeds=embeds, max_new_tokens=3, do_sample=False), dense)
+        with handle.rows(ids > 6):
+            model.generate(inputs_embeds=embeds, max_new_tokens=3)
+            assert handle.last_rows.sizes == ((3,),)
+
+
 # ---------------------------------------------------------------- refused, listed
 
 

@@ -101,7 +101,7 @@ class RowReader:
             if past >= override.vision.shape[1]:
                 return None
             vision, sizes = override.part(past, length, batch)
-        elif self.family is not None and any(inputs.get(name) is not None for name in self.family.inputs):
+        elif self.family is not None and any(_given(inputs.get(name)) for name in self.family.inputs):
             if tokens is None:
                 raise ModelError(
                     "vtskip finds vision rows by their placeholder ids, but only inputs_embeds were given; "
@@ -144,6 +144,11 @@ class RowReader:
             sizes = self.family.groups[modality](modality, here, inputs, self.config)
             _place(here, sizes, starts, modality)
         return vision, [[size for _, size in sorted(row.items())] for row in starts]
+
+
+def _given(value: Any) -> bool:
+    """Whether an input brings vision; ``generate`` passes an empty ``mm_encoder_outputs`` where there is none."""
+    return any(v is not None for v in value.values()) if type(value) is dict else value is not None
 
 
 def _place(here: np.ndarray, sizes: list[int] | None, starts: list[dict[int, int]], modality: str) -> None:
