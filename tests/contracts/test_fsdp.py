@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+import vtskip
 from tests.processes import launch
+from tests.tiny_stream import tiny
+from vtskip.errors import ModelError
 
 WORKER = Path(__file__).with_name("fsdp_worker.py")
 MOD, SHORTV, SKIP_FFN = (
@@ -45,6 +48,27 @@ def test_two_processes_equal_one(tmp_path):
 @pytest.mark.slow
 def test_every_seam_with_and_without_checkpointing(tmp_path):
     check([case(m, checkpointing) for m in (MOD, SHORTV, SKIP_FFN) for checkpointing in (False, True)], tmp_path)
+
+
+@pytest.mark.slow
+def test_routers_of_every_kind(tmp_path):
+    everywhere = {"kind": "constant"}
+    methods = [
+        {"name": "pmod", "schedule": everywhere},
+        {"name": "gamma_mod", "shared": False, "schedule": everywhere},
+        {"name": "mindskip"},
+        {"name": "fastv", "keep": 0.4, "layer": 1},
+    ]
+    check([case(method, True) for method in methods], tmp_path)
+
+
+def test_a_deepspeed_engine_is_too_late_for_routers():
+    model, _ = tiny()
+    for layer in model.get_decoder().layers:
+        layer.ds_id = 1  # what the engine of ZeRO-3 leaves on a module
+    vtskip.attach(model, SHORTV).detach()
+    with pytest.raises(ModelError, match="attach the method first, then shard"):
+        vtskip.attach(model, MOD)
 
 
 @pytest.mark.slow
