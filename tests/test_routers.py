@@ -72,10 +72,3 @@ def test_router_never_ranks_in_low_precision():
     assert router(torch.randn(2, 3, 16, dtype=torch.bfloat16)).dtype == torch.float32
     assert router.double()(torch.randn(2, 3, 16, dtype=torch.float64)).dtype == torch.float64
     assert torch.equal(Router(16, seed=3).weight, Router(16, seed=3).weight)
-
-
-def test_scores_are_not_narrowed_by_autocast():
-    router, hidden = Router(64), torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
-    with torch.autocast("cpu", torch.bfloat16):
-        under = router(hidden)
-    assert torch.equal(under, router(hidden))

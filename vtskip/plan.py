@@ -282,7 +282,9 @@ def moved_to(value: Any, device: torch.device) -> Any:
     if isinstance(value, (Tensor, RowMap)):
         return value.to(device)
     if isinstance(value, RowSet):
-        return RowSet(value.mask.to(device), value.counts)
+        moved = RowSet(value.mask.to(device), value.counts, value.samples)
+        moved.least, moved.bounds = value.least, value.bounds
+        return moved
     return {k: moved_to(v, device) for k, v in value.items()} if isinstance(value, dict) else value
 
 

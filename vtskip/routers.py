@@ -25,8 +25,7 @@ class Router(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, self.weight.dtype), torch.float32)
         bias = None if self.bias is None else self.bias.to(dtype)
-        with torch.autocast(hidden.device.type, enabled=False):  # would narrow the product
-            return nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), bias).squeeze(-1)
+        return nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), bias).squeeze(-1)
 
 
 def topk_per_group(score: Tensor, rows: RowMap, keep: float, rounding: Rounding = "ceil") -> Tensor:

@@ -1,13 +1,15 @@
 """Models spread out or offloaded by accelerate: its hooks stay around our forward, whichever came first."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
-from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_submodules
+from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_submodules
 
 import vtskip
+from tests.methods_matrix import MATRIX
 from tests.tiny import FAMILIES
 from vtskip.errors import ModelError
 
@@ -166,3 +168,27 @@ def test_data_parallel_is_refused_with_the_reason(model):
     model.model = model.model._replicate_for_data_parallel()  # what DataParallel does for every further device
     with pytest.raises(ModelError, match=r"nn\.DataParallel"):
         logits(model)
+
+
+@pytest.mark.parametrize("row", MATRIX, ids=str)
+@ATTACH_FIRST
+def test_rows_and_decisions_follow_their_layer_to_another_device(model, monkeypatch, row, attach_first):
+    """The meta device stands for a second one: an index or mask that stayed behind does not mix with its tensors."""
+    if row.name.startswith(("gamma_mod", "mindskip")):
+        pytest.skip("its counts are read from the device, and there are no values on the meta device")
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # unknown to the meta device
+    steps = [lambda: vtskip.attach(model, row.spec), lambda: second_half_away(model)]
+    for step in steps if attach_first else reversed(steps):
+        step()
+    for training in (False, True):
+        model.train(training)
+        batch = FAMILY.batch(["long", "text"], dtype=torch.float32)
+        with torch.set_grad_enabled(training):
+            out = model(**batch, use_cache=not training).logits
+        assert out.is_meta and out.shape[:2] == batch["input_ids"].shape
+
+
+def second_half_away(model):
+    decoder = model.get_decoder()
+    for module in (*layers_of(model)[2:], decoder.norm, model.lm_head):
+        add_hook_to_module(module.to("meta"), AlignDevicesHook("meta"))

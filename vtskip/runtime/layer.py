@@ -62,7 +62,7 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
     rows.memo[CARRIED, run.index] = getattr(stored, "carry", None)
     if VIT_CLS in planner.needs and rows.has_vision:
         rows.memo[VIT_CLS] = scores_of_rows(run.shared.vit_cls, rows)
-    if SCORES in planner.needs and rows.has_vision:
+    if SCORES in planner.needs and (rows.has_vision or run.shared.uniform):
         rows.memo[SCORES, run.index] = scores(layer, rows, hidden_states, kwargs)
     norm = getattr(layer, run.parts.attn_in)
     seen = norm(hidden_states) if planner.sees == "normed" else hidden_states
