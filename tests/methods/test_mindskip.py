@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import vtskip
+from tests import flash_standin
 from tests.tiny import FAMILIES, TEXT
 from vtskip.errors import ConfigError
 from vtskip.methods import get_method
@@ -185,6 +186,27 @@ def test_text_may_be_protected(model):
         stock(**batch)
         attend, rows = handle.last_plans[0].attend.mask, handle.last_rows
     assert attend[rows.text.mask].all() and 0 < attend[rows.vision].float().mean() < 1
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "row"])
+def test_flash_equals_sdpa(monkeypatch, model, granularity):
+    """A mixed batch with padding on the left, then two steps, on the stand-in of flash attention."""
+    attach(model, granularity=granularity)
+    flash_standin.install(monkeypatch)
+    tokens, mask, outputs = torch.cat([NO, YES, NO]), torch.ones(3, 5, dtype=torch.long), []
+    tokens, mask = torch.nn.functional.pad(tokens, (2, 0)), torch.nn.functional.pad(mask, (2, 0))
+    mask[0, 2] = tokens[0, 2] = 0  # its CLOSED token is padding: a gate of its own
+    for implementation in ("sdpa", flash_standin.NAME):
+        monkeypatch.setattr(model.config, "_attn_implementation_internal", implementation)
+        cache = DynamicCache()
+        out = [run(model, tokens, cache, mask)[mask.bool()]]
+        for step in range(2):
+            seen = torch.nn.functional.pad(mask, (0, step + 1), value=1)
+            out.append(run(model, ids(11 + step).repeat(3, 1), cache, seen)[:, 0])
+        outputs.append(torch.cat(out))
+        if granularity == "sequence":
+            assert {True, False} == set(decided(cache))
+    assert (outputs[0] - outputs[1]).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "row"])

@@ -19,6 +19,7 @@ class MindSkip(Method):
     attention and stores no K/V. The mean is over the rows that are not padding (the release includes padding, so that a
     sample's gate depends on its batch). The decision falls when a sequence begins and is kept with its cache: later chunks
     and every decode step reuse that of the first chunk, so a prompt in two chunks may be gated by its beginning alone.
+    Documents packed into one row share one gate.
     ``row``: one gate per row. A skipped row issues no query; its K/V stay visible, and each row decides alone, so that
     chunks, decoding and recomputation agree.
 
