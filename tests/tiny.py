@@ -16,6 +16,8 @@ from tests import tiny_families as t
 from tests.tiny_families import IMAGE_ID, LAYERS, TEXT, VIDEO_ID, VOCAB, Part, pixels
 
 __all__ = ["FAMILIES", "IMAGE_ID", "LAYERS", "TEXT", "VIDEO_ID", "VOCAB", "Part", "Tiny", "pixels"]
+# Older releases repeat images of unequal size image by image for the sequences of a sample, not sample by sample.
+ENCODES_FIRST = hasattr(hf.GenerationMixin, "_supports_mm_encoder_outputs")
 PARTS = {"long": [0, 1], "short": [2], "text": []}
 
 
@@ -134,7 +136,7 @@ FAMILIES = {
         Tiny("llava-mistral", lambda: t.llava(hf.MistralConfig(**TEXT, sliding_window=24)), t.image),
         Tiny("llava-qwen2", lambda: t.llava(hf.Qwen2Config(**TEXT)), t.image),
         Tiny("vipllava", t.vipllava, t.image),
-        Tiny("llava_next", t.llava_next, t.anyres),
+        Tiny("llava_next", t.llava_next, t.anyres, beams=ENCODES_FIRST),
         Tiny("llava_next_video", t.llava_next_video, t.anyres_and_video),
         Tiny("llava_onevision", t.onevision, t.onevision_part),
         Tiny("video_llava", t.video_llava, t.video_llava_part),
@@ -155,7 +157,7 @@ FAMILIES = {
             beams=False,
         ),
         Tiny("glm46v", lambda: t.glm("Glm46V"), t.glm_image, mrope=True, types=mm_types),
-        Tiny("mistral3", t.mistral3, t.mistral3_part),
+        Tiny("mistral3", t.mistral3, t.mistral3_part, beams=ENCODES_FIRST),
         Tiny("video_llama_3", t.video_llama_3, t.video_llama_3_part, beams=False),
         Tiny("paligemma", lambda: t.paligemma(hf.GemmaConfig(**t.GEMMA)), t.image, **_PREFIX),
         Tiny("paligemma-gemma2", lambda: t.paligemma(hf.Gemma2Config(**t.SOFTCAP)), t.image, **_PREFIX, **_EAGER),
