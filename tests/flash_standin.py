@@ -1,4 +1,4 @@
-"""Exact CPU replacements of the flash-attn functions, put under Hugging Face's own wrapper code.
+"""Attention back ends on a CPU: exact replacements of the flash-attn functions, put under Hugging Face's own wrapper code.
 
 The wrapper (padding, packing, sliding windows, keyword handling) is the real one; only the kernels are exchanged. They follow
 the semantics of flash-attn 2.1 and later: the causal diagonal ends at the bottom right corner, windows count key slots, and a
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 NAME = "flash_attention_2"
 
@@ -71,7 +71,7 @@ def flash_attn_varlen_func(
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the wrapper load the stand-in as flash-attn 2, for the length of one test."""
+    """Let the wrapper load the stand-in as flash-attn 2, for one test."""
     from transformers import modeling_flash_attention_utils as utils
 
     functions = (flash_attn_func, flash_attn_varlen_func, None, utils._pad_input, utils._unpad_input)
@@ -82,7 +82,17 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(utils, name, None, raising=False)  # not in every release
 
 
-def use(model: nn.Module, implementation: str = NAME) -> nn.Module:
-    """Set the decoder's attention past the check that the package is installed; the vision tower keeps its own."""
-    model.get_decoder().config._attn_implementation = implementation
-    return model
+def uncompiled_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let flex attention and its masks run uncompiled for one test: compiling them for a CPU takes minutes."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from transformers import masking_utils
+    from transformers.integrations import flex_attention as hf_flex
+
+    def plain(*args: Any, training: bool = False, **kwargs: Any) -> Any:
+        return flex_attention(*args, **kwargs)
+
+    def mask(*args: Any, **kwargs: Any) -> Any:
+        return create_block_mask(*args, **{**kwargs, "_compile": False})
+
+    monkeypatch.setattr(hf_flex, "compile_friendly_flex_attention", plain)
+    monkeypatch.setattr(masking_utils, "create_block_mask", mask)

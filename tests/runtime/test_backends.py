@@ -5,7 +5,6 @@ import functools
 import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
-from transformers.integrations import flex_attention as hf_flex
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -44,18 +43,7 @@ def on(monkeypatch):
         if implementation == flash_standin.NAME:
             flash_standin.install(monkeypatch)
         if implementation == "flex_attention":
-            from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-            from transformers import masking_utils
-
-            def uncompiled(*args, training=False, **kwargs):
-                return flex_attention(*args, **kwargs)
-
-            monkeypatch.setattr(hf_flex, "compile_friendly_flex_attention", uncompiled)
-            monkeypatch.setattr(
-                masking_utils,
-                "create_block_mask",
-                lambda *args, **kwargs: create_block_mask(*args, **{**kwargs, "_compile": False}),
-            )
+            flash_standin.uncompiled_flex(monkeypatch)
         return model
 
     return switch
@@ -117,6 +105,25 @@ def test_eager_and_flex_equal_sdpa(on, name, spec, implementation):
         usual = (conversation(on(model, "sdpa"), family, spec, side) - truth).abs().max()
         ours = (conversation(on(model, implementation), family, spec, side) - truth).abs().max()
         assert usual < 1e-4 and ours <= 4 * usual
+
+
+@pytest.mark.parametrize("implementation", [flash_standin.NAME, "flex_attention", "eager"])
+def test_padding_stored_before_the_first_image_stays_hidden(on, implementation):
+    """A padded prompt without images fills the stock layers, padding included; the image comes later."""
+    family, dtype = FAMILIES["llava-llama"], torch.float32 if implementation == "eager" else torch.float64
+    model, part = model_of("llava-llama", dtype), family.part(2)
+    ids, image = torch.tensor([[0, 0, 0, 5, 6], [4, 7, 8, 9, 6]]), torch.tensor([[*part.ids, 7]] * 2)
+    mask = torch.cat([(ids > 0).long(), torch.ones_like(image)], 1)
+    position = (mask.cumsum(1) - 1).clamp(min=0)
+    pixels = torch.cat([part.inputs["pixel_values"]] * 2).to(dtype)
+    outputs = []
+    for name in ("sdpa", implementation):
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad(), vtskip.attach(on(model, name), {"name": "mod", "keep": 0.3}):
+            model(input_ids=ids, attention_mask=mask[:, :5], position_ids=position[:, :5], past_key_values=cache)
+            step = dict(input_ids=image, attention_mask=mask, position_ids=position[:, 5:], pixel_values=pixels)
+            outputs.append(model(**step, past_key_values=cache).logits)
+    assert (outputs[0] - outputs[1]).abs().max() <= (1e-5 if dtype == torch.float32 else EXACT)
 
 
 def test_skipped_rows_show_in_the_conversation():

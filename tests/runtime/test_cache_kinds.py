@@ -126,6 +126,14 @@ def test_static_under_flash(llama, spec, monkeypatch):
         assert (three_steps(llama, family, static(llama)) - expected).abs().max() <= EXACT
 
 
+def test_static_under_flex_is_refused(llama, monkeypatch):
+    """The stock model answers wrongly there."""
+    flash_standin.uncompiled_flex(monkeypatch)
+    monkeypatch.setattr(llama.get_decoder().config, "_attn_implementation_internal", "flex_attention")
+    with vtskip.attach(llama, "mod"), refused("flex attention cannot run over a StaticCache"):
+        three_steps(llama, FAMILIES["llava-llama"], static(llama))
+
+
 def test_a_static_step_without_mask_is_refused_where_it_would_see_empty_slots(llama, monkeypatch):
     flash_standin.install(monkeypatch)
     monkeypatch.setattr(llama.get_decoder().config, "_attn_implementation_internal", flash_standin.NAME)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
 
 import vtskip
 from tests.methods_matrix import MATRIX
 from tests.tiny import FAMILIES, TEXT
 from vtskip.errors import ConfigError, ModelError
-from vtskip.plan import MOVABLE, RowMap, rows_to_keep, rows_to_keep_of
+from vtskip.plan import MOVABLE, RowMap, RowSet, rows_to_keep, rows_to_keep_of
 
 EXACT = 1e-12
 LENGTH, FRAME = 48, 4
@@ -134,6 +134,24 @@ def test_the_decoder_of_a_multimodal_model(name):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
+def test_generate_compiles_its_decode_over_a_static_cache():
+    """Hugging Face compiles the whole model there; its graph breaks, and those at our hooks, change no token."""
+    family = FAMILIES["llava-llama"]
+    model, batch = family.model(), family.batch(["long", "short"])
+    batch.pop("position_ids")
+    settings = dict(max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    config = CompileConfig(backend="eager", mode=None, fullgraph=False)
+    config._compile_all_devices = True
+    torch._dynamo.reset()
+    with vtskip.attach(model, {"name": "mod", "keep": 0.3}):
+        expected = model.generate(**batch, **settings)
+        torch._dynamo.utils.counters.clear()
+        ours = model.generate(**batch, **settings, cache_implementation="static", compile_config=config)
+        assert torch.equal(ours, expected) and torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch._dynamo.reset()
+
+
 # ---------------------------------------------------------------- buckets without a compiler
 
 
@@ -169,6 +187,7 @@ def test_bounds_are_shared_and_hold():
     assert torch.equal(sample.group_size, a.by_sample.group_size)
     assert torch.equal(sample.group_keep(0.3, "trunc"), a.by_sample.group_keep(0.3, "trunc"))
     kept = one.text_and(a.vision & (a.offset == 0), one.kept_counts(0.25))
+    assert one.is_all(one.everything) and not one.is_all(RowSet(kept.mask, one.everything.counts))
     kept.bounds = True
     assert kept.width == min(max(one.text_counts) + 6, LENGTH) and (kept.ok.sum(1) == kept.mask.sum(1)).all()
     assert torch.equal(kept.index.masked_select(kept.ok), kept.mask.nonzero()[:, 1])

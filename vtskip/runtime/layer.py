@@ -24,7 +24,7 @@ from vtskip.plan import CARRIED, LIVE, SCORES, VIT_CLS, LayerPlan, RowMap, RowSe
 from vtskip.runtime.attention import last_row_scores, query_attention
 from vtskip.runtime.cache import Sink, append, cache_layer, is_static, skip_layer
 from vtskip.runtime.checkpoints import checkpointed, checkpointing, own_forward
-from vtskip.runtime.masks import StepMask, backend, document_starts, packed, window_of
+from vtskip.runtime.masks import StepMask, backend, document_starts, packed, refuse_static_flex, window_of
 from vtskip.runtime.slots import RowSlots, StaticSkipLayer
 from vtskip.runtime.stats import StepState
 
@@ -142,6 +142,8 @@ class Execution:
         self.attend = self.pack()
         attn, dtype = layer.self_attn, layer.input_layernorm.weight.dtype
         self.kind = backend(attn)
+        if is_static(stored):
+            refuse_static_flex(self.kind)
         self.starts = self.documents() if self.kind == "flash" else None
         received = kwargs.get("attention_mask")
         self.step = StepMask(received, self.kind, window_of(attn), self.past, self.length, self.starts, dtype)

@@ -137,12 +137,7 @@ class StepMask:
         if self.kind == "flash":
             self._check_window()
             return (received.bool() & real[:, : received.shape[1]]).to(torch.int32)
-        if self.kind == "flex":
-
-            def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-                return received.mask_mod(b, h, q, k) & real[b, k]
-
-            return block_mask(mask_mod, len(real), received.shape[-2], received.shape[-1], real.device)
+        refuse_static_flex(self.kind)
         return finish(received, None, real, self.kind, self.dtype)
 
     def _check_window(self) -> None:
@@ -210,6 +205,13 @@ class StepMask:
             return allowed if query_ok is None else allowed | ~query_ok[b, q]
 
         return block_mask(mask_mod, len(key_pos), query_index.shape[1], key_pos.shape[1], key_pos.device)
+
+
+def refuse_static_flex(kind: str) -> None:
+    """Raises ModelError: transformers' flex masks over a static cache read its length after the first layer moved it on, and are
+    wrong in the stock model already."""
+    if kind == "flex":
+        raise ModelError("flex attention cannot run over a StaticCache; use a DynamicCache or sdpa")
 
 
 def block_mask(mask_mod: Callable[..., Tensor], batch: int, queries: int, keys: int, device: torch.device) -> Any:
