@@ -72,3 +72,9 @@ def test_router_never_ranks_in_low_precision():
     assert router(torch.randn(2, 3, 16, dtype=torch.bfloat16)).dtype == torch.float32
     assert router.double()(torch.randn(2, 3, 16, dtype=torch.float64)).dtype == torch.float64
     assert torch.equal(Router(16, seed=3).weight, Router(16, seed=3).weight)
+
+
+def test_routers_of_two_outputs_and_without_bias():
+    router, hidden = Router(4, outputs=2, bias=False), torch.randn(1, 3, 4).bfloat16()
+    assert [n for n, _ in router.named_parameters()] == ["weight"] and router.weight.shape == (2, 4)
+    assert torch.equal(router(hidden), hidden.float() @ router.weight.T)

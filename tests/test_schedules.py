@@ -10,6 +10,8 @@ from vtskip.schedules import Constant, Interleaved, Listed
 def test_constant_interleaved_and_list():
     assert Constant().resolve(3, 0.5) == [0.5] * 3
     assert Constant(first=1, stop=3, keep=0.1).resolve(4, 0.5) == [None, 0.1, 0.1, None]
+    assert Constant(first=-3, stop=-1).resolve(5, 0.5) == [None, None, 0.5, 0.5, None]
+    assert Constant(first=-17, stop=-1).resolve(3, 0.5) == [0.5, 0.5, None]
     assert Interleaved().resolve(5, 0.2) == [None, 0.2, None, 0.2, None]
     assert Listed(layers=[2, 0], keep=[0.1, 0.9]).resolve(3, 0.5) == [0.9, None, 0.1]
     assert Listed(layers=[]).resolve(2, 0.5) == [None, None]
