@@ -151,11 +151,12 @@ def _segments(row: Row, record: dict[str, Any], info: VideoInfo, fps: float) -> 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked over which seconds, and the labels that answer it, in order."""
+    """What is asked over which seconds, and the labels that answer it, in order; ``seen`` is the label of the step shown."""
 
     text: str
     seconds: tuple[float, float]
     labels: tuple[str, ...]
+    seen: str | None = None
 
     @property
     def answer(self) -> str:
@@ -169,15 +170,14 @@ def _questions(task: str, steps: list[Segment], goal: str) -> Iterator[Question]
     for i, step in enumerate(steps):
         shown = (step.start, step.end)
         if task == "step":
-            yield Question(QUESTIONS[task], shown, (step.label,))
+            yield Question(QUESTIONS[task], shown, (step.label,), step.label)
             continue
         coming = tuple(s.label for s in steps[i + 1 : i + 1 + (1 if task == "next" else HORIZON)])
-        if len(coming) == 1:  # a procedure of one action is asked as the next step
-            yield Question(
-                (NEXT_GOAL if task == "procedure_goal" else QUESTIONS["next"]).format(goal=goal), shown, coming
-            )
-        elif coming:
-            yield Question(QUESTIONS[task].format(n=len(coming), goal=goal), shown, coming)
+        if coming:
+            # a procedure of one action is asked as the next step
+            alone = NEXT_GOAL if task == "procedure_goal" else QUESTIONS["next"]
+            text = alone if len(coming) == 1 else QUESTIONS[task]
+            yield Question(text.format(n=len(coming), goal=goal), shown, coming, step.label)
 
 
 def _sample(
@@ -193,5 +193,5 @@ def _sample(
         {"role": "assistant", "content": asked.answer, "learn": True},
     ]
     frames = [source_index(info, k, fps) for k in shown]
-    facts = {**meta, "labels": list(asked.labels), "duration": info.duration, "first_frame": first}
+    facts = {**meta, "labels": list(asked.labels), "seen": asked.seen, "duration": info.duration, "first_frame": first}
     return Sample(uid, info.path, fps, frames, turns, str(path), facts)

@@ -71,6 +71,21 @@ def test_questions_come_before_the_frames_of_the_segment(write, clips):
     assert task.conversation[-1]["content"] == "Replace CD drive with SSD." and task.frames == [0, 10, 20, 30, 40, 50]
 
 
+def test_what_the_evaluation_needs_is_beside_the_conversation(write, clips):
+    path = write(DATABASE)
+    plans = read_coin(path, clips, 2, "training", "procedure_goal")
+    assert [s.conversation[1]["content"] for s in plans] == [
+        "To brew leaf tea, what are the next 2 actions for the video? Name one action per numbered line.",
+        "To brew leaf tea, what is the next action for the video? Name the action only.",
+    ]
+    assert [(s.meta["seen"], s.meta["labels"]) for s in plans] == [
+        ("heat the water", ["crop and fold paper", "pour the water into the pot"]),
+        ("crop and fold paper", ["pour the water into the pot"]),
+    ]
+    (task,) = read_coin(path, clips, 2, "test", "task")
+    assert (task.meta["seen"], task.meta["labels"]) == (None, ["replace CD drive with SSD"])
+
+
 def test_long_segments_keep_their_ends(write, clips):
     (sample,) = read_coin(write(DATABASE), clips, 10, "testing", "step", dialogue=Dialogue(max_frames=4))
     assert sample.frames == [20, 26, 34, 40]

@@ -138,9 +138,13 @@ def cases(folder):
     yield from ((one, None) for one in found)
     yield replace(lta, name="fho_lta_taxonomy.json", value=formats.LTA_TAXONOMY), lta
     yield replace(atomic, name="takes.json", value=formats.TAKES), atomic
+    lists = folder / "splits.json"
+    keystep = replace(by_name["keystep_train.json"], keys={"splits": lists, "split": "train"})
+    splits = {"split_to_take_uids": {"train": ["t1", "gone"], "val": []}, "take_uid_to_benchmark": {"t1": ["keystep"]}}
+    yield replace(keystep, name=lists.name, value=splits), keystep
 
 
-NUMBER = 18
+NUMBER = 19
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import torch
 
+from vtskip.data.collate import FrameCache
 from vtskip.data.types import Sample
-from vtskip.data.video import read_frames
 from vtskip.errors import ConfigError
 from vtskip.streaming.loading import StreamCheckpoint
 from vtskip.streaming.model import LlavaStream
@@ -47,7 +47,7 @@ def inputs_of(checkpoint: StreamCheckpoint, prompt: Sample, end: End = "start") 
     if end == "inside":
         reply = template.text(" " + prompt.meta["reply"])
         ids = ids + reply[: int(prompt.meta["place"] * len(reply))]
-    frames = read_frames(prompt.video, prompt.frames, model.config.image_size)
+    frames = FrameCache(0).read(prompt, model.config.image_size)
     return {
         "input_ids": torch.tensor([ids], device=model.device),
         "frame_features": LlavaStream(model).encode(frames),
