@@ -25,7 +25,7 @@ def command(
         }
         for family in FAMILIES.values()
     ]
-    nothing = {"text": [], "vision": [], "groups": []}
+    nothing: dict[str, list] = {"text": [], "vision": [], "groups": []}
     refused = [{"name": name, "model_class": name, **nothing, "refused": why} for name, why in REFUSED.items()]
     columns = {"name": "family", "model_class": "class", "text": "text layers", "groups": "grouped by"}
     if markdown:
