@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vtskip.data.dialogue import Dialogue
-from vtskip.data.files import parse_json, read_array, read_lines
+from vtskip.data.files import first_character, parse_json, read_array, read_lines
 from vtskip.data.rows import OnError, Row, Watch, collect
 from vtskip.data.still import STILLS
 from vtskip.data.types import Sample, Turn
@@ -62,8 +62,7 @@ def read_chat(
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
     """``(place, value)`` from an array, ``(place, unparsed line)`` from JSON lines."""
-    _, first = next(read_lines(path), (0, ""))
-    if first.lstrip().startswith("["):
+    if first_character(path) == "[":
         yield from ((f"record {i}", value) for i, value in enumerate(read_array(path)))
     else:
         yield from ((f"line {number}", line) for number, line in read_lines(path))

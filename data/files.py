@@ -52,6 +52,12 @@ def read_array(path: Path) -> Iterator[Any]:
             raise DataError(f"{path}: not valid JSON: something follows the list")
 
 
+def first_character(path: Path) -> str:
+    """The first character that is no space, empty for an empty file."""
+    with _readable(path) as file:
+        return _Pieces(file, path).peek()
+
+
 class _Pieces:
     """The text of a file from place ``at`` on; more of it is read when it is needed."""
 

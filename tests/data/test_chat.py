@@ -114,6 +114,16 @@ def test_missing_and_broken_images(llava, media):
         llava([talk("<image>", "x", image="a.mp4")])
 
 
+def test_an_array_is_read_record_by_record(tmp_path, media, monkeypatch):
+    monkeypatch.setattr("vtskip.data.files.CHUNK", 16)
+    path = tmp_path / "llava.json"
+    path.write_text(f"[{json.dumps(formats.LLAVA[3])}, {{broken")
+    samples = read_llava(path, media, 2)
+    assert next(samples).uid == "text"  # before the broken record is looked at
+    with pytest.raises(DataError, match=rf"{path}: record 1: not valid JSON"):
+        next(samples)
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
 def test_an_array_is_read_in_pieces_of_any_size(tmp_path, chunk, monkeypatch):
     monkeypatch.setattr("vtskip.data.files.CHUNK", chunk)
