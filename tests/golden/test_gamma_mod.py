@@ -24,8 +24,9 @@ def layer(golden):
     handle = vtskip.attach(model, spec)
     load_routers(model, item)
     outputs = layer_outputs(model)
-    vision = torch.zeros(1, c["rows"], dtype=torch.bool)
-    vision[:, 35 : c["routable_prefix_rows"]] = True  # the release counts 35 rows before the image
+    vision = torch.zeros(item.tensors["hidden_in"].shape[:2], dtype=torch.bool)
+    routable = c["routable_prefix_rows"]
+    vision[:, min(35, routable - 1) : routable] = True  # the release counts 35 rows before the image
     with handle.rows(vision):
         model(inputs_embeds=item.tensors["hidden_in"].float())
     return item, model, handle, outputs[0]
@@ -34,13 +35,14 @@ def layer(golden):
 def test_rows_and_hidden_states(layer):
     item, _, handle, out = layer
     t, routable = item.tensors, item.json["config"]["routable_prefix_rows"]
-    kept = handle.last_plans[0].attend.mask[0].nonzero().flatten()
-    assert kept.tolist() == t["kept_indices"][0].tolist() and len(kept) == item.json["config"]["k"]
-    below = kept[kept < routable]
-    close(out[:, below], t["hidden_out_kept_rows_below_1059"])
-    close(out[:, routable:], t["hidden_out_tail"])
-    others = torch.ones(out.shape[1], dtype=torch.bool).index_fill(0, kept, False)
-    assert torch.equal(out[:, others], t["hidden_in"].float()[:, others])
+    for b, kept in enumerate(handle.last_plans[0].attend.mask):
+        kept = kept.nonzero().flatten()
+        assert kept.tolist() == t["kept_indices"][b].tolist() and len(kept) == item.json["config"]["k"]
+        below = kept[kept < routable]
+        close(out[b, below], t[f"hidden_out_kept_rows_below_{routable}"][b])
+        close(out[b, routable:], t["hidden_out_tail"][b])
+        others = torch.ones(out.shape[1], dtype=torch.bool).index_fill(0, kept, False)
+        assert torch.equal(out[b, others], t["hidden_in"][b, others].float())
 
 
 def test_auxiliary_loss_and_its_gradient(layer):
