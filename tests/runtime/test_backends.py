@@ -269,6 +269,7 @@ def test_changing_the_implementation_after_attaching(on):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of transformers and torch among themselves
 @pytest.mark.parametrize("spec", [SEAMS[0], SEAMS[3]])
 def test_compiled_flex(spec):
     """The same with Hugging Face's compiled flex attention, which on a CPU runs forward only."""

@@ -135,6 +135,7 @@ def test_the_decoder_of_a_multimodal_model(name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning")  # a graph break
 def test_generate_compiles_its_decode_over_a_static_cache():
     """Hugging Face compiles the whole model there; its graph breaks, and those at our hooks, change no token."""
     family = FAMILIES["llava-llama"]

@@ -218,7 +218,8 @@ def block_mask(mask_mod: Callable[..., Tensor], batch: int, queries: int, keys: 
     """A flex mask. Compiled where there is a GPU: uncompiled, every element of the mask is made."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    return create_block_mask(mask_mod, batch, None, queries, keys, device=device, _compile=device.type != "cpu")
+    make = create_block_mask if device.type == "cpu" else torch.compile(create_block_mask)
+    return make(mask_mod, batch, None, queries, keys, device=device)
 
 
 def of_samples(mask: Tensor | None, samples: tuple[int, ...] | None) -> Tensor | None:
