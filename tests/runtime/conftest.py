@@ -13,9 +13,10 @@ METHODS = {"mod", "shortv", "pmod"}
 def pytest_collection_modifyitems(items):
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
-        if {"family", "row"} <= params.keys():
-            if params["family"] not in FAMILIES and params["row"].name not in METHODS:
-                item.add_marker(pytest.mark.slow)
+        if not {"family", "row"} <= params.keys():
+            continue
+        if params["family"] not in FAMILIES and params["row"].name not in METHODS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
