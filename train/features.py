@@ -1,11 +1,22 @@
-"""Training on precomputed features of the vision tower."""
+"""Training on precomputed features of the vision tower, and making them."""
 
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from vtskip.data.config import iterate
 from vtskip.data.features import FeatureCache, FeatureSpec
-from vtskip.errors import ConfigError
+from vtskip.data.sections import data_sections
+from vtskip.errors import ConfigError, DataError, nearest
 from vtskip.models.encoder_facts import encoder_facts
+from vtskip.streaming.loading import load_stream
+from vtskip.streaming.model import LlavaStream
 from vtskip.train.config import TrainConfig
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def open_features(config: TrainConfig, model: Any) -> FeatureCache | None:
@@ -30,3 +41,44 @@ def open_features(config: TrainConfig, model: Any) -> FeatureCache | None:
     cache = FeatureCache(folder, FeatureSpec(fps=config.data.fps, **encoder_facts(model)))
     cache.check()
     return cache
+
+
+def fill_sections(
+    config: str,
+    overrides: list[str],
+    model: str,
+    out: Path | None,
+    batch: int,
+    dtype: str | None,
+    device: str,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Make the features of every video in the configuration's data sections, and count.
+
+    A fault of a video stops the work unless its section says ``on_error: skip``. Raises VtskipError.
+    """
+    sections = data_sections(config, overrides)
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r}{nearest(dtype, DTYPES)}; accepted: {', '.join(DTYPES)}")
+    checkpoint = load_stream(model, device)
+    stream, facts = LlavaStream(checkpoint.model), encoder_facts(checkpoint.model)
+    counts: Counter[str] = Counter()
+    faults: list[str] = []
+    folder = None
+    for name, section in sections.items():
+        place = out or section.features
+        if place is None:
+            raise ConfigError(f"{config}: {name} has no 'features'; name the folder there or with --out")
+        cache = FeatureCache(place, FeatureSpec(fps=section.fps, **facts), getattr(torch, dtype) if dtype else None)
+        folder = folder or cache.root
+
+        def done(video: Path, result: str, fault: DataError | None, skip: bool = section.on_error == "skip") -> None:
+            if fault is not None and not skip:
+                raise fault
+            counts[result] += 1
+            faults.extend([str(fault)] if fault else [])
+            progress(video.name)
+
+        videos = dict.fromkeys(path for sample in iterate(section) for path, _ in sample.clips)
+        cache.fill(videos, stream.encode, done, batch)
+    return {"folder": str(folder), **{k: counts[k] for k in ("made", "kept", "failed")}, "faults": faults}

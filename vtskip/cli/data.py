@@ -62,7 +62,7 @@ def check(
     from rich.console import Console
 
     from vtskip._files import write_atomic
-    from vtskip.cli.data_tables import check_tables, counting
+    from vtskip.cli.tables import check_tables, counting
     from vtskip.data.check import check as check_section
     from vtskip.data.picture import picture as draw
     from vtskip.data.sections import data_sections
@@ -108,8 +108,8 @@ def features(
     """
     import json
 
-    from vtskip.cli.data_features import fill_sections
-    from vtskip.cli.data_tables import counting
+    from vtskip.cli.tables import counting
+    from vtskip.train.features import fill_sections
 
     with counting("encoded") as progress:
         result = fill_sections(config, overrides or [], model, out, batch, dtype, device, progress)
