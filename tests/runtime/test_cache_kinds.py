@@ -264,3 +264,14 @@ def test_a_window_can_be_stepped_back_through_if_it_is_recorded(spec):
         model(**batch, past_key_values=cache)
         with pytest.raises(RuntimeError, match=r"activate_past_recording|track past states"):
             cache.crop(-4)
+
+
+@pytest.mark.parametrize("spec", SPECS[:3])
+def test_prompt_lookup_equals_greedy(family, model, spec):
+    """Speculative decoding steps back over rejected tokens, through Mistral's window too."""
+    batch = family.batch(["long"])
+    batch.pop("position_ids", None)
+    settings = dict(max_new_tokens=10, min_new_tokens=10, do_sample=False)
+    with vtskip.attach(model, spec):
+        expected = model.generate(**batch, **settings)
+        assert torch.equal(model.generate(**batch, **settings, prompt_lookup_num_tokens=3), expected)
