@@ -113,10 +113,11 @@ def text_step(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -
         mask = step.without(stored.real_columns(length))
     else:
         stored.hold(None, batch)
+        ordered = window is None if kind == "flash" else length == 1  # the slots' order says who sees whom
+        if received is None and stored.ok is None and ordered:
+            return native(layer, hidden_states, kwargs)
         index = torch.arange(length, device=hidden_states.device).expand(batch, -1)
         pos, ok = stored.visible(past + index, None)
-        if received is None and ok is None and length == 1 and kind != "flash":
-            return native(layer, hidden_states, kwargs)
         mask = step.subset(index, None, pos, ok, kind)
     return native(layer, hidden_states, {**kwargs, "attention_mask": mask})
 
