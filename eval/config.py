@@ -1,16 +1,27 @@
 """Configuration of an evaluation run."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vtskip.config import StrictModel
 from vtskip.data import DataConfig
 from vtskip.eval.metrics import TOLERANCES
 from vtskip.methods import MethodSpec
 
-Row = Literal["blind", "dense", "random", "uniform"]
+Row = Literal["blind", "dense", "random", "uniform", "downsample", "motion", "majority", "bigram"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class TaskRun(StrictModel):
+    """A task by name with the keys of its data section that differ from the run's.
+
+    With a ``kind`` of its own the section stands alone and takes only ``root`` from the run's.
+    """
+
+    task: str
+    data: dict[str, Any] = {}
+    max_samples: int | None = Field(default=None, ge=1)
 
 
 class EvalConfig(StrictModel):
@@ -19,16 +30,23 @@ class EvalConfig(StrictModel):
     Attributes:
         name: of the run, kept in the record.
         model: checkpoint folder of ``vtskip train``.
-        data: the clips.
+        data: the clips. Tasks set the keys that make them (``vtskip.eval.tasks``).
+        tasks: names of tasks, or mappings with ``task`` and ``data``; without any the streams of ``data`` are scored.
+        include_path: folders with further task files.
         method: evaluate with this method instead of the saved one (name, mapping with ``name``, or YAML file).
-        rows: comparisons on the same clips. ``blind``: frames zeroed; ``dense``; ``random``, ``uniform``: another choice of
-            rows at the same keep ratio and layers, without retraining.
+        rows: comparisons on the same clips. ``blind``: frames zeroed; ``dense``; ``random``, ``uniform``, ``motion``: another
+            choice of rows at the same keep ratio and layers, without retraining; ``downsample``: all layers on fewer, larger
+            patches, the smallest grid that costs at least as much; ``majority``, ``bigram``: the most frequent answer of
+            ``prior_split``, and the one that most often follows the step in view, without a model.
+        prior_split: split that the answers of ``majority`` and ``bigram`` are counted in.
         threshold: of the evaluation; 0 is plain argmax, as in published numbers.
         continuation: which frames follow a silent turn: the published code's window or the ``exact`` next frames.
         tolerances: seconds at which timing precision, recall and F1 are taken.
-        max_samples: evaluate only the first so many conversations.
+        max_samples: evaluate only the first so many conversations of every task.
+        batch_size: questions that are answered at once; streams are scored one by one.
         live_clips: clips played through a live session, for seconds per frame and frames per second.
-        live_threshold: threshold of the live session.
+        live_threshold: threshold of the live session and of rollouts.
+        on_error: ``skip`` leaves out clips that cannot be read and names them in the record.
         seed: of everything random; kept in the record.
         device, dtype: where and in what precision; auto: the GPU if there is one, the checkpoint's own precision.
         out: folder for ``record.json`` and ``samples.jsonl``; None writes nothing.
@@ -36,16 +54,32 @@ class EvalConfig(StrictModel):
 
     name: str = "eval"
     model: str
-    data: DataConfig
+    data: DataConfig | None = None
+    tasks: list[str | TaskRun] = []
+    include_path: list[str] = []
     method: MethodSpec | None = None
     rows: tuple[Row, ...] = ("blind",)
+    prior_split: str = "train"
     threshold: Probability = 0.0
     continuation: Literal["reference", "exact"] = "reference"
     tolerances: tuple[float, ...] = TOLERANCES
     max_samples: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=1, ge=1)
     live_clips: int = Field(default=1, ge=0)
     live_threshold: Probability = 0.725
+    on_error: Literal["stop", "skip"] = "stop"
     seed: int = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     out: str | None = None
+
+    @model_validator(mode="after")
+    def _has_data(self) -> "EvalConfig":
+        if self.data is None and not (self.tasks and all("kind" in run.data for run in self.runs)):
+            raise ValueError("'data' is missing, and not every task has a data section with a 'kind' of its own")
+        return self
+
+    @property
+    def runs(self) -> list[TaskRun]:
+        """The tasks, all as mappings."""
+        return [TaskRun(task=run) if isinstance(run, str) else run for run in self.tasks]

@@ -1,7 +1,7 @@
-"""What an evaluation cost, from what ran: FLOPs in both countings, KV bytes, kept rows, seconds per frame, peak memory."""
+"""What an evaluation cost, from what ran: FLOPs in both countings, KV bytes, kept rows, times, peak memory."""
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vtskip.runtime.report import Report
 from vtskip.streaming.model import LlavaStream
+from vtskip.streaming.session import percentiles
 
 SUMS = ("flops_linear", "flops_linear_dense", "flops_full", "flops_full_dense", "kv_bytes", "kv_bytes_dense")
 
@@ -32,38 +33,46 @@ class MeteredStream(LlavaStream):
         return logits
 
 
-class CostMeter:
-    """Adds up the reports of all conversations."""
+def sample_cost(report: Report, frames: int) -> dict[str, Any]:
+    """JSON-ready cost of one sample with ``frames`` frames."""
+    sums: dict[str, Any] = {name: getattr(report, name) for name in SUMS}
+    kept = {"kept": [layer.kept for layer in report.layers], "kept_ffn": [layer.kept_ffn for layer in report.layers]}
+    return {**sums, **kept, "frames": frames}
 
-    def __init__(self) -> None:
-        self.sums = dict.fromkeys(SUMS, 0)
-        self.kept: list[list[float]] = []
-        self.kept_ffn: list[list[float]] = []
-        self.frames: list[int] = []
 
-    def add(self, report: Report, frames: int) -> None:
-        """One conversation with ``frames`` frames."""
-        for name in SUMS:
-            self.sums[name] += getattr(report, name)
-        self.kept.append([layer.kept for layer in report.layers])
-        self.kept_ffn.append([layer.kept_ffn for layer in report.layers])
-        self.frames.append(frames)
+def summary(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums over samples, ratios to dense, and the mean share of vision rows kept per layer, weighed by frames."""
+    s = {name: sum(cost[name] for cost in costs) for name in SUMS}
+    return {
+        **s,
+        "flops_linear_ratio": _ratio(s["flops_linear"], s["flops_linear_dense"]),
+        "flops_ratio": _ratio(s["flops_full"], s["flops_full_dense"]),
+        "kv_ratio": _ratio(s["kv_bytes"], s["kv_bytes_dense"]),
+        "kept_vision": _per_layer(costs, "kept"),
+        "kept_vision_ffn": _per_layer(costs, "kept_ffn"),
+    }
 
-    def summary(self) -> dict[str, Any]:
-        """Sums over conversations, ratios to dense, and the mean share of vision rows kept per layer."""
-        s = self.sums
-        return {
-            **s,
-            "flops_linear_ratio": _ratio(s["flops_linear"], s["flops_linear_dense"]),
-            "flops_ratio": _ratio(s["flops_full"], s["flops_full_dense"]),
-            "kv_ratio": _ratio(s["kv_bytes"], s["kv_bytes_dense"]),
-            "kept_vision": self._per_layer(self.kept),
-            "kept_vision_ffn": self._per_layer(self.kept_ffn),
-        }
 
-    def _per_layer(self, table: list[list[float]]) -> list[float]:
-        total = sum(self.frames)
-        return [sum(k * f for k, f in zip(layer, self.frames)) / total for layer in zip(*table)] if total else []
+def times(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rates and percentiles of what was timed: live frames, and answers (first token, tokens per second)."""
+    live = [s for cost in costs for s in cost.get("live_seconds", ())]
+    first = [cost["first_token_seconds"] for cost in costs if "first_token_seconds" in cost]
+    out: dict[str, Any] = {}
+    if live:
+        p50, p95 = percentiles(live)
+        out = {"seconds_per_frame_p50": p50, "seconds_per_frame_p95": p95, "frames_per_second": len(live) / sum(live)}
+    if first:
+        p50, p95 = percentiles(first)
+        seconds = sum(cost["seconds"] for cost in costs)
+        out |= {"first_token_seconds_p50": p50, "first_token_seconds_p95": p95}
+        out["tokens_per_second"] = sum(cost["tokens"] for cost in costs) / seconds if seconds else 0.0
+    return out
+
+
+def _per_layer(costs: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    total = sum(cost["frames"] for cost in costs)
+    layers = zip(*(cost[name] for cost in costs))
+    return [sum(k * c["frames"] for k, c in zip(layer, costs)) / total for layer in layers] if total else []
 
 
 def _ratio(part: int, whole: int) -> float:

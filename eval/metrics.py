@@ -145,13 +145,15 @@ def strict(
     ce = [v for _, t, _ in pairs for v in t.content(t.text_ce)]
     right = [v for _, t, _ in pairs for v in t.content(t.text_correct)]
     out |= {"ppl_token": _exp(fmean(ce)) if ce else None, "token_accuracy": _mean(right)}
-    out |= _decisions([(t, at) for _, t, at in pairs])
+    counts = decision_counts([(t, at) for _, t, at in pairs])
+    out |= {name: part / whole if whole else None for name, (part, whole) in counts.items()}
     for tolerance in tolerances:
         out |= timing(samples, tolerance, threshold)
     return out
 
 
-def _decisions(turns: list[tuple[TurnRecord, float]]) -> dict[str, float | None]:
+def decision_counts(turns: Sequence[tuple[TurnRecord, float]]) -> dict[str, tuple[int, int]]:
+    """(how often, out of how many) of the rates of ``strict``, over (turn, threshold) pairs."""
     due = [first_trigger(t, at) for t, at in turns if replies(t)]
     silent = [
         spoken
@@ -160,9 +162,9 @@ def _decisions(turns: list[tuple[TurnRecord, float]]) -> dict[str, float | None]
         if not target
     ]
     return {
-        "miss_rate": _mean([d is None for d in due]),
-        "late_rate": _mean([d is not None and d < 0 for d in due]),
-        "false_trigger_rate": _mean(silent),
+        "miss_rate": (sum(d is None for d in due), len(due)),
+        "late_rate": (sum(d is not None and d < 0 for d in due), len(due)),
+        "false_trigger_rate": (sum(silent), len(silent)),
     }
 
 
@@ -170,6 +172,19 @@ def timing(
     samples: Sequence[SampleRecord], tolerance: float, threshold: float | None = None
 ) -> dict[str, float | None]:
     """Precision, recall, F1 of each turn's first trigger; a hit lies within ``tolerance`` seconds of the due frame."""
+    predicted, due, hits = timing_counts(samples, tolerance, threshold)
+    tag = f"@{tolerance:g}"
+    return {
+        f"timing_precision{tag}": hits / predicted if predicted else None,
+        f"timing_recall{tag}": hits / due if due else None,
+        f"timing_f1{tag}": 2 * hits / (predicted + due) if predicted + due else None,
+    }
+
+
+def timing_counts(
+    samples: Sequence[SampleRecord], tolerance: float, threshold: float | None = None
+) -> tuple[int, int, int]:
+    """(turns that trigger, replies due, triggers within ``tolerance`` seconds of a due frame)."""
     predicted = due = hits = 0
     for sample in samples:
         at = sample.threshold if threshold is None else threshold
@@ -178,12 +193,7 @@ def timing(
             predicted += trigger is not None
             due += replies(turn)
             hits += replies(turn) and trigger is not None and abs(trigger) / sample.fps <= tolerance + 1e-9
-    tag = f"@{tolerance:g}"
-    return {
-        f"timing_precision{tag}": hits / predicted if predicted else None,
-        f"timing_recall{tag}": hits / due if due else None,
-        f"timing_f1{tag}": 2 * hits / (predicted + due) if predicted + due else None,
-    }
+    return predicted, due, hits
 
 
 # ---------------------------------------------------------------------------------------------------------- baselines

@@ -1,41 +1,70 @@
-"""Run an evaluation: score every conversation under every row, take the metrics, write one record."""
+"""Run an evaluation: ask the model every sample of every task under every row, take the metrics, write one record."""
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from vtskip.data import build
+from vtskip._files import write_atomic
+from vtskip.data import DataConfig
 from vtskip.data.collate import FrameCache
+from vtskip.data.config import iterate
 from vtskip.data.types import Sample
-from vtskip.errors import ConfigError, DataError
-from vtskip.eval import metrics
+from vtskip.errors import ConfigError, DataError, VideoError
 from vtskip.eval.config import EvalConfig
-from vtskip.eval.cost import CostMeter, MeteredStream, peak_memory
-from vtskip.eval.provenance import provenance
+from vtskip.eval.cost import peak_memory
+from vtskip.eval.journal import Journal, fingerprint
+from vtskip.eval.prior import answer_of, has_prior, prior
+from vtskip.eval.record import build_record
 from vtskip.eval.records import SampleRecord
-from vtskip.eval.stream_score import StreamIds, score
-from vtskip.methods import Method, get_method
+from vtskip.eval.rows import PRIORS, RowPlan, applied, plan_rows
+from vtskip.eval.shard import Shard
+from vtskip.eval.subject import Prompt, StreamSubject
+from vtskip.eval.tasks import Scorer, Task, load_task, scorer_factory, task_data
+from vtskip.methods import get_method
 from vtskip.streaming.loading import StreamCheckpoint, load_stream
-from vtskip.streaming.session import StreamSession, percentiles, play
-from vtskip.streaming.vtt import write_text
 
 Progress = Callable[[str, int, int], None]
+Line = dict[str, Any]
 FRAME_BYTES = 256 << 20  # decoded frames kept from row to row
-POLICIES = {"always_speak": True, "never_speak": False}
-TIMING = ("time_diff", "fluency", "miss_rate", "late_rate", "false_trigger_rate", "timing_")
+STREAMS = Task(
+    task="streams",
+    about="the conversations of the data section, teacher-forced",
+    kinds=[],
+    evaluator="stream",
+    scores="stream",
+    primary="strict/time_diff",
+    higher_is_better=False,
+)
+
+
+@dataclass
+class TaskSet:
+    """A task with its samples. ``skipped``: what could not be read (name, fault), with ``on_error: skip``."""
+
+    task: Task
+    data: DataConfig
+    samples: list[Sample]
+    scorer: Scorer
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def cluster(self, sample: Sample) -> str:
+        return str(sample.meta.get(self.task.cluster_by, sample.video))
 
 
 def run(config: EvalConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Evaluate and return the record; with ``config.out`` also write ``record.json`` and ``samples.jsonl``.
 
-    progress(row, done, total) is called after every conversation. Raises VtskipError for bad data, model or settings;
-    nothing is written then.
+    progress(row, done, total) is called after every sample. A run that was killed goes on behind the samples it has
+    finished. Of several processes the first one returns the record and writes; the others return an empty one. Raises
+    VtskipError for bad data, model or settings; of the files only those of finished samples are there then.
     """
+    shard = Shard.of_environment()
+    if shard.world > 1 and config.out is None:
+        raise ConfigError("several processes exchange their results through files: 'out' has to be a folder")
     torch.manual_seed(config.seed)
     method = None if config.method is None else get_method(config.method)
     checkpoint = load_stream(config.model, config.device, config.dtype)
@@ -43,139 +72,229 @@ def run(config: EvalConfig, progress: Progress | None = None) -> dict[str, Any]:
         raise ConfigError(
             f"method {config.method!r}: its parameters are not in {config.model}; train it, or leave it out"
         )
-    samples = build(config.data)[: config.max_samples]
-    if not samples:
-        raise DataError(f"no conversations to evaluate in {config.data}")
-    plan: dict[str, Method] = {"model": checkpoint.method}
-    plan |= {row: row_method(row, checkpoint.method, config.seed) for row in config.rows}
-    side = checkpoint.model.config.image_size
-    cache = FrameCache(FRAME_BYTES // (3 * side * side))
-    records: dict[str, list[SampleRecord]] = {}
-    costs: dict[str, dict[str, Any]] = {}
-    for row, method in plan.items():
-        if method is not checkpoint.method:
-            checkpoint.use(method)
-        records[row], costs[row] = _score_row(checkpoint, samples, cache, row, config, progress)
-    record = _record(config, samples, plan, records, costs) | peak_memory(checkpoint.model.device)
+    sets = task_sets(config)
+    evaluation = Evaluation(config, checkpoint, sets, shard, progress)
+    evaluation.run()
+    shard.wait()
+    if shard.rank:
+        evaluation.journal.close()
+        return {}
+    evaluation.journal.load()
+    lines = evaluation.lines()
+    record = build_record(config, sets, evaluation.described, lines) | peak_memory(checkpoint.model.device)
     if config.out is not None:
-        lines = [json.dumps({"row": row, **r.as_dict()}, allow_nan=False) for row in records for r in records[row]]
-        write_text(Path(config.out) / "samples.jsonl", "\n".join(lines) + "\n")
-        write_text(Path(config.out) / "record.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_atomic(Path(config.out) / "samples.jsonl", text.encode())
+        write_atomic(Path(config.out) / "record.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+        evaluation.journal.close(remove=True)
     return record
 
 
-def row_method(row: str, method: Method, seed: int) -> Method:
-    """The method a comparison row runs with. Raises ConfigError if ``method`` has no counts that a control could match."""
-    if row == "blind":
-        return method
-    if row == "dense":
-        return get_method("dense")
-    values = method.model_dump()
-    if not {"keep", "schedule"} <= values.keys():
-        raise ConfigError(f"rows: {row!r} needs a method with keep and schedule to match, not {method.name!r}")
-    control = {"name": row, "keep": values["keep"], "schedule": values["schedule"]}
-    return get_method(control | ({"seed": seed} if row == "random" else {}))
+def task_sets(config: EvalConfig) -> list[TaskSet]:
+    """The samples of all tasks. Raises DataError where a task has none."""
+    if not config.runs:
+        assert config.data is not None
+        return [_task_set(STREAMS, config.data, config, config.max_samples)]
+    names = [run.task for run in config.runs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"tasks: {twice!r} is there twice")
+    sets = []
+    for run in config.runs:
+        task = load_task(run.task, config.include_path)
+        sets.append(
+            _task_set(task, task_data(task, config.data, run.data), config, run.max_samples or config.max_samples)
+        )
+    return sets
 
 
-def _score_row(
-    checkpoint: StreamCheckpoint,
-    samples: Sequence[Sample],
-    cache: FrameCache,
-    row: str,
-    config: EvalConfig,
-    progress: Progress | None,
-) -> tuple[list[SampleRecord], dict[str, Any]]:
-    stream = MeteredStream(checkpoint.model)
-    ids = StreamIds.of(checkpoint.template)
-    records, meter, seconds = [], CostMeter(), []
-    for done, sample in enumerate(samples, start=1):
-        stream.whole = None
-        encoded = checkpoint.template.encode(sample.conversation)
-        frames = cache.read(sample, checkpoint.model.config.image_size)
-        if row == "blind":
-            frames = np.zeros_like(frames)
-        features = stream.encode(frames) if len(frames) else None
-        turns = score(stream, encoded.input_ids, encoded.labels, features, ids, config.threshold, config.continuation)
-        meta = {"video": str(sample.video), "source": sample.source}
-        records.append(SampleRecord(sample.uid, sample.fps, turns, config.threshold, meta))
-        if stream.whole is not None:
-            meter.add(stream.whole, len(frames))
-        if done <= config.live_clips:
-            seconds += live_seconds(checkpoint, sample, frames, config.live_threshold)
-        if progress is not None:
-            progress(row, done, len(samples))
-    return records, meter.summary() | latency(seconds)
+def _task_set(task: Task, data: DataConfig, config: EvalConfig, most: int | None) -> TaskSet:
+    skip = config.on_error == "skip" or data.on_error == "skip"
+    samples, skipped = read_samples(data, skip)
+    if not samples:
+        fault = f"; the first fault: {next(iter(skipped.values()))}" if skipped else ""
+        raise DataError(
+            f"no conversations to evaluate in {data.annotations or data.root} (split {data.split!r}){fault}"
+        )
+    make = scorer_factory(task.scores, config.include_path)
+    return TaskSet(task, data, samples[:most], make(task, data, samples, config.tolerances), skipped)
 
 
-def live_seconds(checkpoint: StreamCheckpoint, sample: Sample, frames: np.ndarray, threshold: float) -> list[float]:
-    """Seconds per frame of a live session over one clip, opened as the sample's conversation is; replies included."""
-    opening = {turn["role"]: turn["content"] for turn in sample.conversation[:3] if turn["role"] in ("system", "user")}
-    session = StreamSession(
-        checkpoint.model,
-        checkpoint.template,
-        threshold=threshold,
-        system=opening.get("system"),
-        instruction=opening.get("user"),
-    )
-    for _ in play(session, ((k / sample.fps, frame) for k, frame in enumerate(frames))):
-        pass
-    return session.seconds
+def read_samples(data: DataConfig, skip: bool) -> tuple[list[Sample], dict[str, str]]:
+    """Samples, and the units (videos or rows) that were left out with their faults."""
+    skipped: dict[str, str] = {}
+
+    def watch(name: str, fault: DataError | None) -> None:
+        if fault is not None:
+            skipped[name] = str(fault)
+
+    samples = list(iterate(data, on_error=watch if skip else "stop"))
+    return samples, skipped
 
 
-def latency(seconds: Sequence[float]) -> dict[str, Any]:
-    """Percentiles and rate of live frames; empty if none were played."""
-    if not seconds:
-        return {}
-    p50, p95 = percentiles(seconds)
-    rate = len(seconds) / sum(seconds)
-    return {"seconds_per_frame_p50": p50, "seconds_per_frame_p95": p95, "frames_per_second": rate}
+class Evaluation:
+    """One run: what is done, and how the rest is asked for."""
 
-
-def _record(
-    config: EvalConfig,
-    samples: Sequence[Sample],
-    plan: dict[str, Method],
-    records: dict[str, list[SampleRecord]],
-    costs: dict[str, dict[str, Any]],
-) -> dict[str, Any]:
-    accuracy = {row: flavours(r, config.tolerances) for row, r in records.items()}
-    for name, speaks in POLICIES.items():
-        policy = [metrics.with_policy(r, speaks) for r in records["model"]]
-        accuracy[name] = {
-            flavour: {k: v for k, v in values.items() if k.startswith(TIMING)}
-            for flavour, values in flavours(policy, config.tolerances).items()
+    def __init__(
+        self,
+        config: EvalConfig,
+        checkpoint: StreamCheckpoint,
+        sets: Sequence[TaskSet],
+        shard: Shard,
+        progress: Progress | None,
+    ):
+        self.config, self.checkpoint, self.sets, self.shard = config, checkpoint, sets, shard
+        self.progress = progress or (lambda row, done, total: None)
+        side = checkpoint.model.config.image_size
+        self.frames = FrameCache(FRAME_BYTES // (3 * side * side))
+        self.skip = config.on_error == "skip"
+        example = self._example() if "downsample" in config.rows else None
+        asked = [name for name in config.rows if name not in PRIORS]
+        self.plan: Mapping[str, RowPlan] = plan_rows(asked, checkpoint, config.seed, example)
+        self.priors = [name for name in config.rows if name in PRIORS]
+        for name in self.priors:
+            if not any(has_prior(name, s.task.evaluator, s.data.task) for s in sets):
+                raise ConfigError(f"rows: {name!r} has no answer to any of the tasks {[s.task.task for s in sets]}")
+        settings = config.model_dump(mode="json", exclude={"out", "name"}) | {
+            "tasks": [s.task.model_dump() for s in sets]
         }
-    uids = "\n".join(s.uid for s in samples)
-    return {
-        "name": config.name,
-        "model": config.model,
-        "methods": {row: method.model_dump(mode="json") for row, method in plan.items()},
-        "accuracy": accuracy,
-        "comparison": comparison(accuracy),
-        "cost": costs,
-        "n_samples": len(samples),
-        "n_videos": len({s.video for s in samples}),
-        "n_turns": sum(len(r.turns) for r in records["model"]),
-        "uids_sha256": hashlib.sha256(uids.encode()).hexdigest(),
-        "config": config.model_dump(mode="json"),
-        "provenance": provenance(config.seed),
-    }
+        run = fingerprint(settings, config.model, (s for part in sets for s in part.samples))
+        self.journal = Journal(None if config.out is None else Path(config.out), run, shard.rank)
+
+    @property
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Row -> its method."""
+        return {name: row.as_dict() for name, row in self.plan.items()} | {n: {"name": n} for n in self.priors}
+
+    def _example(self) -> Prompt:
+        """The first conversation that can be read."""
+        for part in self.sets:
+            for sample in part.samples:
+                frames = self._read(part, sample)
+                if frames is not None and len(frames):
+                    return Prompt(sample.conversation, frames)
+        raise ConfigError("rows: 'downsample' needs a conversation with frames")
+
+    def _read(self, part: TaskSet, sample: Sample) -> Any:
+        """The frames of a sample; None for a damaged video that is skipped."""
+        try:
+            return self.frames.read(sample, self.checkpoint.model.config.image_size) if sample.frames else _no_frames()
+        except VideoError as e:
+            if not (self.skip or part.data.on_error == "skip"):
+                raise
+            part.skipped[sample.uid] = str(e)
+            return None
+
+    def run(self) -> None:
+        """Everything that is not done yet, row by row."""
+        for name, row in self.plan.items():
+            with applied(row, self.checkpoint) as subject:
+                self._row(name, lambda part, subject=subject: self._asked(part, subject))
+        for name in self.priors:
+            self._row(name, lambda part, name=name: self._guessed(part, name))
+
+    def _row(
+        self, row: str, outcomes: Callable[[TaskSet], Callable[[list[Sample]], Iterator[Line | None]] | None]
+    ) -> None:
+        work = [(part, self.shard.own(part.samples)) for part in self.sets]
+        total, done = sum(len(samples) for _, samples in work), 0
+        for part, samples in work:
+            answer = outcomes(part)
+            if answer is None:  # a row that has no meaning for this task
+                done += len(samples)
+                continue
+            fresh = [s for s in samples if (row, part.task.task, s.uid) not in self.journal.done]
+            done += len(samples) - len(fresh)
+            for sample, line in zip(fresh, answer(fresh), strict=True):
+                if line is not None:
+                    head = {"row": row, "task": part.task.task, "uid": sample.uid, "cluster": part.cluster(sample)}
+                    self.journal.add(head | line | {"scores": part.scorer(sample, line)})
+                done += 1
+                self.progress(row, done, total)
+
+    def _asked(self, part: TaskSet, subject: StreamSubject) -> Callable[[list[Sample]], Iterator[Line | None]]:
+        one = {"stream": self._stream, "rollout": self._rollout}.get(part.task.evaluator)
+        if one is None:
+            return lambda samples: self._answers(part, subject, samples)
+
+        def each(samples: list[Sample]) -> Iterator[Line | None]:
+            for sample in samples:
+                frames = self._read(part, sample)
+                yield None if frames is None else one(part, subject, sample, Prompt(sample.conversation, frames))
+
+        return each
+
+    def _stream(self, part: TaskSet, subject: StreamSubject, sample: Sample, prompt: Prompt) -> Line:
+        config = self.config
+        turns, cost = subject.stream_score(prompt, config.threshold, config.continuation)
+        meta = {"video": str(sample.video), "source": sample.source}
+        record = SampleRecord(sample.uid, sample.fps, turns, config.threshold, meta)
+        if cost is not None and sample.uid in {s.uid for s in part.samples[: config.live_clips]}:
+            cost["live_seconds"] = subject.live_seconds(prompt, sample.fps, config.live_threshold)
+        return record.as_dict() | {"cost": cost}
+
+    def _rollout(self, part: TaskSet, subject: StreamSubject, sample: Sample, prompt: Prompt) -> Line:
+        most, at = part.task.generation.max_new_tokens, self.config.live_threshold
+        said, cost = subject.rollout(prompt, sample.fps, at, most)
+        return {"fps": sample.fps, "said": [list(s) for s in said], "due": due_replies(sample), "cost": cost}
+
+    def _answers(self, part: TaskSet, subject: StreamSubject, samples: list[Sample]) -> Iterator[Line | None]:
+        size = self.config.batch_size if subject.batches else 1
+        for start in range(0, len(samples), size):
+            batch = [(s, self._read(part, s)) for s in samples[start : start + size]]
+            prompts = [Prompt(question(s), frames) for s, frames in batch if frames is not None]
+            answers, costs = subject.generate(prompts, part.task.generation) if prompts else ([], [])
+            found = iter(zip(answers, costs))
+            for sample, frames in batch:
+                if frames is None:
+                    yield None
+                    continue
+                texts, cost = next(found)
+                yield {"answers": texts, "target": answer_of(sample), "cost": cost}
+
+    def _guessed(self, part: TaskSet, row: str) -> Callable[[list[Sample]], Iterator[Line | None]] | None:
+        if not has_prior(row, part.task.evaluator, part.data.task):
+            return None
+
+        def guess(samples: list[Sample]) -> Iterator[Line | None]:
+            if not samples:
+                return
+            known, _ = read_samples(part.data.model_copy(update={"split": self.config.prior_split}), skip=True)
+            answer = prior(row, part.samples, known)
+            for sample in samples:
+                if sample.uid in part.skipped:
+                    yield None
+                else:
+                    texts = [answer(sample)] * part.task.generation.num_return_sequences
+                    yield {"answers": texts, "target": answer_of(sample), "cost": None}
+
+        return guess
+
+    def lines(self) -> list[Line]:
+        """All finished samples, by row, task and sample."""
+        keys = [(row, s.task.task, x.uid) for row in self.described for s in self.sets for x in s.samples]
+        return [self.journal.done[key] for key in keys if key in self.journal.done]
 
 
-def flavours(records: Sequence[SampleRecord], tolerances: Sequence[float]) -> dict[str, dict[str, float | None]]:
-    """Both flavours of all metrics."""
-    return {"reference": {**metrics.reference(records)}, "strict": metrics.strict(records, tolerances=tolerances)}
+def _no_frames() -> Any:
+    import numpy as np
+
+    return np.zeros((0, 1, 1, 3), np.uint8)
 
 
-def comparison(accuracy: dict[str, dict[str, dict[str, float | None]]]) -> dict[str, float | None]:
-    """The model against the rows that do not look: content correctness as a ratio, TimeDiff (strict) in seconds saved."""
-    strict = {row: values["strict"] for row, values in accuracy.items()}
-    own = strict["model"]
-    out: dict[str, float | None] = {}
-    if "blind" in strict:
-        blind, right = strict["blind"]["correctness"], own["correctness"]
-        out["correctness_over_blind"] = right / blind if right is not None and blind else None
-    for name in POLICIES:
-        theirs, mine = strict[name]["time_diff"], own["time_diff"]
-        out[f"time_diff_saved_against_{name}"] = None if theirs is None or mine is None else theirs - mine
-    return out
+def question(sample: Sample) -> list[dict[str, Any]]:
+    """The conversation up to where its last reply is due."""
+    turns = list(sample.conversation)
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()
+    return turns[:-1] if turns else list(sample.conversation)
+
+
+def due_replies(sample: Sample) -> list[list[Any]]:
+    """[frame, text] of every reply that was to be learned; the frame is the last one before it."""
+    due, frames = [], 0
+    for turn in sample.conversation:
+        frames += turn.get("num_frames", 0)
+        if turn["role"] == "assistant" and turn.get("learn", False):
+            due.append([max(frames - 1, 0), turn["content"]])
+    return due

@@ -35,6 +35,14 @@ def load_eval(path: Path):
     return config
 
 
+def load_task(path: Path):
+    from vtskip.eval.tasks import load_task, scorer_factory
+
+    task = load_task(path.stem)
+    assert callable(scorer_factory(task.scores))
+    return task
+
+
 def load_method(path: Path):
     from vtskip.methods import get_method
 
@@ -88,6 +96,7 @@ LOADERS = {
     "configs/train": load_train,
     "configs/eval": load_eval,
     "configs/methods": load_method,
+    "eval/tasks": load_task,
     "configs/bench": load_bench,
     "configs/data": load_data,
     "configs/calibrate": load_calibrate,

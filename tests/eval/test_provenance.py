@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vtskip.eval.cost import SUMS, CostMeter
+from vtskip.eval.cost import SUMS, sample_cost, summary
 from vtskip.eval.provenance import git_state, provenance
 
 
@@ -42,17 +42,16 @@ def report(kept, **sums):
     return SimpleNamespace(layers=layers, **(dict.fromkeys(SUMS, 1) | sums))
 
 
-def test_meter_adds_up_and_weighs_kept_rows_by_frames():
-    meter = CostMeter()
-    meter.add(report([1.0, 0.2], flops_full=30, flops_full_dense=40, kv_bytes=5, kv_bytes_dense=10), frames=1)
-    meter.add(report([1.0, 0.4], flops_full=30, flops_full_dense=80, kv_bytes=5, kv_bytes_dense=30), frames=3)
-    summary = meter.summary()
-    assert (summary["flops_ratio"], summary["kv_ratio"]) == (0.5, 0.25)
-    assert summary["kept_vision"] == pytest.approx([1.0, 0.35])
-    assert summary["kept_vision_ffn"] == pytest.approx([0.5, 0.175])
+def test_costs_add_up_and_weigh_kept_rows_by_frames():
+    first = report([1.0, 0.2], flops_full=30, flops_full_dense=40, kv_bytes=5, kv_bytes_dense=10)
+    second = report([1.0, 0.4], flops_full=30, flops_full_dense=80, kv_bytes=5, kv_bytes_dense=30)
+    whole = summary([sample_cost(first, frames=1), sample_cost(second, frames=3)])
+    assert (whole["flops_ratio"], whole["kv_ratio"]) == (0.5, 0.25)
+    assert whole["kept_vision"] == pytest.approx([1.0, 0.35])
+    assert whole["kept_vision_ffn"] == pytest.approx([0.5, 0.175])
 
 
-def test_meter_without_conversations_costs_as_dense():
-    summary = CostMeter().summary()
-    assert summary["flops_ratio"] == 1.0
-    assert summary["kept_vision"] == []
+def test_no_conversations_cost_as_dense():
+    whole = summary([])
+    assert whole["flops_ratio"] == 1.0
+    assert whole["kept_vision"] == []

@@ -9,7 +9,7 @@ from vtskip.config import parse
 from vtskip.errors import CheckpointError, ConfigError, DataError
 from vtskip.eval import EvalConfig, metrics, run
 from vtskip.eval.records import SampleRecord
-from vtskip.eval.runner import row_method
+from vtskip.eval.rows import row_method
 from vtskip.methods import get_method
 
 MODEL_ROWS = ["model", "blind", "dense", "random", "uniform"]

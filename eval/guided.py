@@ -1,0 +1,74 @@
+"""Rows kept by a score that is given from outside: the control that asks what a simple rule would have chosen.
+
+``motion`` scores a row by how much its tower feature changed since the frame before (the rule of TimeChat-Online's
+differential token dropping, arXiv 2504.17343, in its feature mode), at the counts of the method it is compared with.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtskip.methods.base import LayerPlanner, Method
+from vtskip.plan import DecoderShape, LayerPlan, RowMap
+from vtskip.routers import topk_per_group
+from vtskip.schedules import Keep, Schedule
+
+
+class Guided(Method):
+    """Per frame the ``keep`` rows of the highest given score, in the layers of ``schedule``."""
+
+    name: Literal["guided"] = "guided"
+    keep: Keep
+    schedule: Schedule
+
+    def planner(self, layer: int, shape: DecoderShape) -> LayerPlanner | None:
+        keep = self.schedule.resolve(shape.layers, self.keep)[layer]
+        return None if keep is None else GuidedPlanner(keep)
+
+
+class GuidedPlanner(LayerPlanner):
+    """``given``: ``[vision rows of one sample]``; every sample of a batch (beams of one question) has the same ones."""
+
+    def __init__(self, keep: float):
+        super().__init__()
+        self.keep = keep
+        self.given: Tensor | None = None
+
+    def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
+        score = hidden.new_zeros(rows.vision.shape, dtype=torch.float32)
+        if self.given is not None:
+            score[rows.vision] = self.given.to(score).repeat(len(rows.sizes))
+        kept = topk_per_group(score, rows, self.keep)
+        return LayerPlan.of(rows.text_and(kept, rows.kept_counts(self.keep)))
+
+
+def guide(model: Any, scores: Tensor | None) -> None:
+    """Give all guided planners of ``model`` the scores ``[frames, rows]`` of the frames that come next."""
+    for module in model.modules():
+        if isinstance(module, GuidedPlanner):
+            module.given = None if scores is None else scores.flatten()
+
+
+def motion(features: Tensor) -> Tensor:
+    """``[N, rows]``: one less the cosine of each row with the same row one frame before; 0 in the first frame."""
+    if len(features) < 2:
+        return features.new_zeros(features.shape[:2], dtype=torch.float32)
+    change = 1 - F.cosine_similarity(features[1:].float(), features[:-1].float(), dim=-1)
+    return torch.cat([torch.zeros_like(change[:1]), change])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Features ``[N, F, D]`` of frames and, for guided rows, their scores ``[N, F]``. Sliced along the frames."""
+
+    features: Tensor
+    scores: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, part: Any) -> "Seen":
+        return Seen(self.features[part], None if self.scores is None else self.scores[part])

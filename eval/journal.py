@@ -1,0 +1,94 @@
+"""Finished samples on disk while a run is under way, so that one that was killed goes on where it stopped.
+
+Every process appends to a file of its own, ``samples.partial.RANK.jsonl``; its first line says which run it is of. Files of
+another run (other settings, model, samples or version) are thrown away, and so is a line that was cut off.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import vtskip
+
+log = logging.getLogger("vtskip.eval")
+Key = tuple[str, str, str]  # row, task, uid
+_NAME = "samples.partial.{}.jsonl"
+
+
+class Journal:
+    """The samples that are done. ``folder`` None remembers them in this process only."""
+
+    def __init__(self, folder: Path | None, run: str, rank: int = 0):
+        self.done: dict[Key, dict[str, Any]] = {}
+        self.path = None if folder is None else folder / _NAME.format(rank)
+        self.run, self.folder = run, folder
+        self._file: Any = None
+        self.load()
+
+    def load(self) -> None:
+        """Take over what any process of this run has finished."""
+        for path in self._files():
+            for line in _lines(path, self.run):
+                self.done[key_of(line)] = line
+        if self.done:
+            log.info("%d samples of an earlier start are done", len(self.done))
+
+    def add(self, line: dict[str, Any]) -> None:
+        """One finished sample, on disk before this returns."""
+        self.done[key_of(line)] = line
+        if self.path is None:
+            return
+        if self._file is None:
+            self._start(self.path)
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def _start(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = _lines(path, self.run) if path.exists() else []
+        text = "".join(json.dumps(line) + "\n" for line in [{"run": self.run}, *kept])
+        part = path.with_suffix(".tmp")
+        part.write_text(text, encoding="utf-8")  # without what was cut off, and without another run's samples
+        os.replace(part, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def close(self, remove: bool = False) -> None:
+        """``remove``: the run is complete and its record written."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        for path in self._files() if remove else ():
+            path.unlink()
+
+    def _files(self) -> list[Path]:
+        return [] if self.folder is None else sorted(self.folder.glob(_NAME.format("*")))
+
+
+def key_of(line: Mapping[str, Any]) -> Key:
+    return line["row"], line["task"], line["uid"]
+
+
+def _lines(path: Path, run: str) -> list[dict[str, Any]]:
+    """The samples in a file of this run; none where it is another's."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.split("\n")[:-1]  # what does not end in a line break was cut off
+    if not lines or json.loads(lines[0]) != {"run": run}:
+        return []
+    return [json.loads(line) for line in lines[1:]]
+
+
+def fingerprint(settings: Mapping[str, Any], model: str | Path, samples: Iterable[Any]) -> str:
+    """What makes two starts the same run: settings, the files of the model, the samples, the version."""
+    folder = Path(model)
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")) if folder.is_dir() else []
+    facts = [
+        vtskip.__version__,
+        settings,
+        [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files],
+        [(s.uid, str(s.video), s.frames, s.conversation) for s in samples],
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
