@@ -85,6 +85,9 @@ def alone(tmp_path_factory):
         (3, {"name": "mod", "keep": 0.4}),
         slow(3, {"name": "shortv", "layers": [0, 1]}),
         slow(3, {"name": "skip_ffn", "keep": 0.4}),
+        # One router for both layers. Its auxiliary loss is a mean of each batch, which is another one in one process.
+        slow(3, {"name": "gamma_mod", "schedule": {"kind": "constant"}, "aux_weight": 0}),
+        slow(3, {"name": "mindskip", "layers": [0, 1]}),
         slow(3, None),
     ],
 )
@@ -95,6 +98,7 @@ def test_two_processes_equal_one(values, alone, tmp_path, stage, method):
     one, seen_alone = alone(values)
     values["optim"]["batch_size"] = 1
     values["deepspeed"] = zero(stage, tmp_path)
+    values["gradient_checkpointing"] = stage == 3  # weights are gathered once more in the backward pass
     # In training and in the validation one rank has frames and the other has none.
     values |= {"validation": values["data"], "eval_every": 2}
     two = tmp_path / "two"

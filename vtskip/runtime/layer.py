@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 from vtskip.kernels.rows import gather_rows, scatter_rows
 from vtskip.models.cls_attention import scores_of_rows
 from vtskip.models.layers import PRE_NORM, LayerParts
+from vtskip.models.sharding import partitioned
 from vtskip.plan import CARRIED, LIVE, SCORES, VIT_CLS, LayerPlan, RowMap, RowSet
 from vtskip.runtime.attention import last_row_scores, query_attention
 from vtskip.runtime.cache import Sink, append, cache_layer, is_static, skip_layer
@@ -141,13 +142,14 @@ class Execution:
         self.ragged = isinstance(stored, RowSlots) and stored.ragged
         self.slots = stored.slots if isinstance(stored, RowSlots) else self.past
         self.attend = self.pack()
-        attn, dtype = layer.self_attn, layer.input_layernorm.weight.dtype
+        attn, weight = layer.self_attn, layer.input_layernorm.weight
+        self.partitioned = partitioned(weight)
         self.kind = backend(attn)
         if is_static(stored):
             refuse_static_flex(self.kind)
         self.starts = self.documents() if self.kind == "flash" else None
         received = kwargs.get("attention_mask")
-        self.step = StepMask(received, self.kind, window_of(attn), self.past, self.length, self.starts, dtype)
+        self.step = StepMask(received, self.kind, window_of(attn), self.past, self.length, self.starts, weight.dtype)
 
     def documents(self) -> Tensor | None:
         """Borders of packed documents, found once per forward."""
@@ -166,7 +168,7 @@ class Execution:
     def run(self, x: Tensor) -> Tensor:
         plan = self.plan
         if plan.one_set:
-            if self.is_all(plan.attend) and plan.cache is plan.attend and not self.compact:
+            if self.rows.is_all(plan.attend) and plan.cache is plan.attend and not self.compact:
                 return self.weigh(x, text_step(self.layer, x, self.kwargs))
             return self.block(x)
         body = self.branch if plan.attend is plan.expose else self.query
@@ -251,7 +253,10 @@ class Execution:
         return y if self.plan.gain_row is None else weigh(x, y, self.plan.gain_row, self.plan.gain_on)
 
     def is_all(self, rows: RowSet) -> bool:
-        return self.rows.is_all(rows)
+        """Whether ``rows`` run ungathered. Never with checkpointing under ZeRO-3: torch recomputes a body, and weights are
+        gathered for it, when its first saved tensor is asked for; that has to be the same one in every process.
+        """
+        return self.rows.is_all(rows) and not (checkpointing(self.layer) and self.partitioned)
 
     def take(self, t: Tensor, rows: RowSet) -> Tensor:
         """Rows of ``[B, S, ...]`` or of a shared ``[1, S, ...]``."""
