@@ -31,7 +31,7 @@ class GammaMod(Method):
     Attributes:
         keep: fraction of the routable rows kept; 0.66 is the release's "0.34", which names the skipped share.
         schedule: the routed layers, all but the first three and the last by default.
-        shared: one router for all layers, else one each. FSDP2 and ZeRO-3 need ``false``: they split layers one by one.
+        shared: one router for all layers, else one each. FSDP2 needs ``false``: it splits layers one by one.
         text: ``dense``: the routable rows are the vision rows. ``routed``: all rows up to a sample's last vision row, and
             under a threshold every row; each row's FFN is weighed, protected rows too.
         inference: ``topk`` as in training, or ``threshold`` on p.
