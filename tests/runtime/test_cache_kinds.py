@@ -12,7 +12,7 @@ from tests import flash_standin
 from tests.tiny import FAMILIES
 from vtskip.errors import ModelError
 from vtskip.runtime.cache import skip_layer
-from vtskip.runtime.slots import StaticSkipLayer
+from vtskip.runtime.static_slots import StaticSkipLayer
 
 EXACT = 1e-12
 SPECS = [

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from vtskip.errors import ModelError
-from vtskip.runtime.slots import Rows, RowSlots, SkipCacheLayer, adopt
+from vtskip.runtime.slots import Rows, RowSlots, SkipCacheLayer
+from vtskip.runtime.static_slots import StaticSkipLayer, StaticSlidingSkipLayer
 
 __all__ = [
     "Sink",
@@ -52,6 +61,30 @@ def cache_layer(cache: Cache | None, index: int) -> CacheLayerMixin | None:
             f"{type(cache).__name__} is not a cache of layers; use a DynamicCache (the default of generate)"
         )
     return None if len(layers) <= index else layers[index]
+
+
+def adopt(layer: CacheLayerMixin | None) -> RowSlots:
+    """A stock cache layer as one that rows can be left out of, with whatever it holds.
+
+    Raises:
+        ModelError: any other kind of layer.
+    """
+    kind = type(layer)
+    if layer is None or kind in (DynamicLayer, DynamicSlidingWindowLayer):
+        return SkipCacheLayer.adopt(layer)
+    if kind is StaticLayer:
+        return StaticSkipLayer.adopt(layer)
+    if kind is StaticSlidingWindowLayer:
+        return StaticSlidingSkipLayer.adopt(layer)
+    reason = (
+        "its stored blocks hold the same rows for all samples"
+        if "Quantized" in kind.__name__
+        else "vtskip does not know it"
+    )
+    raise ModelError(
+        f"this method leaves rows out of the KV cache, which {kind.__name__} cannot do ({reason}); use a DynamicCache (the "
+        "default of generate), a StaticCache or vtskip.SkipCache"
+    )
 
 
 def skip_layer(cache: Cache, index: int) -> RowSlots:

@@ -26,7 +26,8 @@ from vtskip.runtime.attention import last_row_scores, query_attention
 from vtskip.runtime.cache import Sink, append, cache_layer, is_static, skip_layer
 from vtskip.runtime.checkpoints import checkpointed, checkpointing, own_forward
 from vtskip.runtime.masks import StepMask, backend, document_starts, packed, refuse_static_flex, window_of
-from vtskip.runtime.slots import RowSlots, StaticSkipLayer
+from vtskip.runtime.slots import RowSlots, SkipCacheLayer
+from vtskip.runtime.static_slots import StaticSkipLayer
 from vtskip.runtime.stats import StepState
 
 
@@ -113,6 +114,7 @@ def text_step(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -
     if isinstance(stored, StaticSkipLayer):
         mask = step.without(stored.real_columns(length))
     else:
+        assert isinstance(stored, SkipCacheLayer)
         stored.hold(None, batch)
         ordered = window is None if kind == "flash" else length == 1  # the slots' order says who sees whom
         if received is None and stored.ok is None and ordered:

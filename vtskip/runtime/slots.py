@@ -7,16 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
-from transformers.cache_utils import (
-    CacheLayerMixin,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    StaticLayer,
-    StaticSlidingWindowLayer,
-)
-
-from vtskip.errors import ModelError
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 Stored = tuple[Tensor, Tensor | None]
 Rows = tuple[Tensor, Tensor | None, int, Stored | None]  # pos, ok, steps, stored of ``append``
@@ -122,7 +113,7 @@ class SkipCacheLayer(RowSlots, DynamicLayer):
             assert self.pos is not None
             self.prefetch()
             place, real = self._places()
-            ok = _or_true(self.ok, self.pos)[place] & real[:, None]
+            ok = or_true(self.ok, self.pos)[place] & real[:, None]
             self.keys, self.values, self.pos, self.ok = self.keys[place], self.values[place], self.pos[place], ok
             self.left = self.left[place] if isinstance(self.left, Tensor) else self.left
             self.samples = None
@@ -143,7 +134,7 @@ class SkipCacheLayer(RowSlots, DynamicLayer):
             return pos, ok
         both = None
         if self.ok is not None or ok is not None:
-            both = torch.cat([_or_true(self.ok, self.pos), _or_true(ok, pos)], 1)
+            both = torch.cat([or_true(self.ok, self.pos), or_true(ok, pos)], 1)
         return torch.cat([self.pos, pos.expand(self.pos.shape[0], -1)], 1), both
 
     def append(
@@ -209,7 +200,7 @@ class SkipCacheLayer(RowSlots, DynamicLayer):
             )
         self.seen = max(self.seen + tokens_to_remove, 0)
         self.carry = self.carry if self.seen else None
-        self.ok = _or_true(self.ok, self.pos) & (self.pos < self.seen)
+        self.ok = or_true(self.ok, self.pos) & (self.pos < self.seen)
         self._select(self.ok.any(0))
         if bool(self.ok.all()):
             self.ok = None
@@ -254,138 +245,5 @@ class SkipCacheLayer(RowSlots, DynamicLayer):
         self.ok = None if self.ok is None else self.ok[:, columns]
 
 
-def _or_true(ok: Tensor | None, pos: Tensor) -> Tensor:
+def or_true(ok: Tensor | None, pos: Tensor) -> Tensor:
     return torch.ones_like(pos, dtype=torch.bool) if ok is None else ok
-
-
-class StaticSkipLayer(RowSlots, StaticLayer):
-    """A static layer in dense-slot mode: every logical row keeps its slot, and the slots of rows left out stay empty.
-
-    Nothing is freed; later steps mask the empty slots. Text steps run the stock ``update`` on the stock tensors, so that a
-    compiled decode finds them where they were.
-
-    Attributes:
-        holes: ``[B, n]`` True at the logical positions below n whose row was left out; None if there are none.
-    """
-
-    holes: Tensor | None = None
-    _seen: int | None = None
-
-    @classmethod
-    def adopt(cls, layer: StaticLayer) -> StaticSkipLayer:
-        """The same tensors under another class: their addresses are known to compiled graphs."""
-        new = cls.__new__(cls)
-        new.__dict__.update(layer.__dict__)
-        return new
-
-    @property
-    def seen(self) -> int:  # type: ignore[override]
-        """Reads the device once per step that asks; text steps do not."""
-        if self._seen is None:
-            self._seen = int(self.get_seq_length())
-        return self._seen
-
-    @property
-    def ragged(self) -> bool:  # type: ignore[override]
-        return self.holes is not None
-
-    @property
-    def slots(self) -> int:
-        return min(self.seen, self.max_cache_len)
-
-    def hold(self, samples: tuple[int, ...] | None, batch: int) -> bool:
-        return samples is None
-
-    def run(self) -> Tensor | int:
-        return self.seen if self.holes is None else self.seen - self.holes.sum(1)
-
-    def visible(self, pos: Tensor, ok: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        n, batch = self.slots, len(pos)
-        if not n:
-            return pos, ok
-        held = torch.arange(self.seen - n, self.seen, device=pos.device).expand(batch, -1)
-        if self.holes is None and ok is None:
-            return torch.cat([held, pos], 1), None
-        return torch.cat([held, pos], 1), torch.cat([self._real(self.seen - n, n, held), _or_true(ok, pos)], 1)
-
-    def append(
-        self, keys: Tensor, values: Tensor, pos: Tensor, ok: Tensor | None, steps: int, stored: Stored | None = None
-    ) -> tuple[Tensor, Tensor]:
-        n, start = self.slots, self.seen
-        all_keys, all_values = keys, values
-        if n:
-            all_keys = torch.cat([self.keys[:, :, :n], keys], 2)
-            all_values = torch.cat([self.values[:, :, :n], values], 2)
-        index, (batch, heads) = pos - start, keys.shape[:2]
-        place = index[:, None, :, None]
-        self.update(
-            keys.new_zeros(batch, heads, steps, keys.shape[3]).scatter(2, place.expand_as(keys), keys),
-            values.new_zeros(batch, heads, steps, values.shape[3]).scatter(2, place.expand_as(values), values),
-        )
-        if stored is not None:
-            index, ok = index.gather(1, stored[0]), stored[1]
-        if self.holes is not None or ok is not None or index.shape[1] != steps:
-            gaps = torch.ones(batch, steps, dtype=torch.bool, device=keys.device).scatter(
-                1, index, ~_or_true(ok, index)
-            )
-            before = gaps.new_zeros(batch, 0) if self.holes is None else self.holes
-            self.holes = torch.cat([pad(before, (0, start - before.shape[1])), gaps], 1)
-        return all_keys, all_values
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if "rows" in kwargs:
-            return self.append(key_states, value_states, *kwargs["rows"])
-        self._seen = None
-        return super().update(key_states, value_states, *args, **kwargs)
-
-    def real_columns(self, steps: int) -> Tensor:
-        """``[B, K]`` False on the empty ones of the key slots that ``update`` with ``steps`` rows will return."""
-        assert self.holes is not None
-        length, offset = self.get_mask_sizes(steps)
-        return self._real(offset, length, self.holes)
-
-    def _real(self, start: int, length: int, like: Tensor) -> Tensor:
-        """``[B, length]`` from logical position ``start`` on; positions that are still to come count as real."""
-        if self.holes is None:
-            return torch.ones(len(like), length, dtype=torch.bool, device=like.device)
-        part = self.holes[:, start : start + length]
-        return ~pad(part, (0, length - part.shape[1]))
-
-    def reset(self) -> None:
-        super().reset()
-        self.holes, self.carry, self._seen = None, None, None
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
-        if self.holes is not None:
-            self.holes = self.holes.index_select(0, beam_idx.to(self.holes.device))
-        if self.carry is not None:
-            self.carry = self.carry.index_select(0, beam_idx.to(self.carry.device))
-
-
-class StaticSlidingSkipLayer(StaticSkipLayer, StaticSlidingWindowLayer):
-    """The same over the rows of a sliding window, which the stock layer moves along."""
-
-
-def adopt(layer: CacheLayerMixin | None) -> RowSlots:
-    """A stock cache layer as one that rows can be left out of, with whatever it holds.
-
-    Raises:
-        ModelError: any other kind of layer.
-    """
-    kind = type(layer)
-    if layer is None or kind in (DynamicLayer, DynamicSlidingWindowLayer):
-        return SkipCacheLayer.adopt(layer)
-    if kind is StaticLayer:
-        return StaticSkipLayer.adopt(layer)
-    if kind is StaticSlidingWindowLayer:
-        return StaticSlidingSkipLayer.adopt(layer)
-    reason = (
-        "its stored blocks hold the same rows for all samples"
-        if "Quantized" in kind.__name__
-        else "vtskip does not know it"
-    )
-    raise ModelError(
-        f"this method leaves rows out of the KV cache, which {kind.__name__} cannot do ({reason}); use a DynamicCache (the "
-        "default of generate), a StaticCache or vtskip.SkipCache"
-    )
