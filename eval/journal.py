@@ -6,7 +6,6 @@ another run (other settings, model, samples or version) are thrown away, and so 
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import vtskip
 
-log = logging.getLogger("vtskip.eval")
 Key = tuple[str, str, str]  # row, task, uid
 _NAME = "samples.partial.{}.jsonl"
 
@@ -27,15 +25,12 @@ class Journal:
         self.path = None if folder is None else folder / _NAME.format(rank)
         self.run, self.folder = run, folder
         self._file: Any = None
-        self.load()
 
     def load(self) -> None:
         """Take over what any process of this run has finished."""
         for path in self._files():
             for line in _lines(path, self.run):
                 self.done[key_of(line)] = line
-        if self.done:
-            log.info("%d samples of an earlier start are done", len(self.done))
 
     def add(self, line: dict[str, Any]) -> None:
         """One finished sample, on disk before this returns."""
@@ -74,11 +69,14 @@ def key_of(line: Mapping[str, Any]) -> Key:
 
 def _lines(path: Path, run: str) -> list[dict[str, Any]]:
     """The samples in a file of this run; none where it is another's."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = text.split("\n")[:-1]  # what does not end in a line break was cut off
-    if not lines or json.loads(lines[0]) != {"run": run}:
-        return []
-    return [json.loads(line) for line in lines[1:]]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # the rest was cut off
+    found = []
+    for text in lines:
+        try:
+            found.append(json.loads(text))
+        except ValueError:  # written while the disk was full, or the power went
+            break
+    return found[1:] if found and found[0] == {"run": run} else []
 
 
 def fingerprint(settings: Mapping[str, Any], model: str | Path, samples: Iterable[Any]) -> str:

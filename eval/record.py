@@ -72,6 +72,7 @@ def task_record(part: "TaskSet", lines: Lines, seed: int, smaller: Collection[st
         "evaluator": task.evaluator,
         "primary": task.primary,
         "higher_is_better": task.higher_is_better,
+        "shown": task.shown,
         "n_items": len(by_row.get("model", ())),
         "n_clusters": len(set(clusters.values())),
         "rows": {row: estimates(found, clusters, seed) for row, found in by_row.items()},

@@ -1,8 +1,10 @@
 """Run an evaluation: ask the model every sample of every task under every row, take the metrics, write one record."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from vtskip.streaming.loading import StreamCheckpoint, load_stream
 
 Progress = Callable[[str, int, int], None]
 Line = dict[str, Any]
+Answer = Callable[[list[Sample]], Iterator[Line | None]]  # raw outcomes in order, None for what could not be read
 FRAME_BYTES = 256 << 20  # decoded frames kept from row to row
 STREAMS = Task(
     task="streams",
@@ -38,6 +41,7 @@ STREAMS = Task(
     scores="stream",
     primary="strict/time_diff",
     higher_is_better=False,
+    shown=["strict/fluency", "strict/correctness", "reference/time_diff", "reference/lm_ppl"],
 )
 
 
@@ -74,12 +78,13 @@ def run(config: EvalConfig, progress: Progress | None = None) -> dict[str, Any]:
         )
     sets = task_sets(config)
     evaluation = Evaluation(config, checkpoint, sets, shard, progress)
-    evaluation.run()
+    try:
+        evaluation.run()
+    finally:
+        evaluation.journal.close()
     shard.wait()
     if shard.rank:
-        evaluation.journal.close()
         return {}
-    evaluation.journal.load()
     lines = evaluation.lines()
     record = build_record(config, sets, evaluation.described, lines) | peak_memory(checkpoint.model.device)
     if config.out is not None:
@@ -115,6 +120,11 @@ def _task_set(task: Task, data: DataConfig, config: EvalConfig, most: int | None
         fault = f"; the first fault: {next(iter(skipped.values()))}" if skipped else ""
         raise DataError(
             f"no conversations to evaluate in {data.annotations or data.root} (split {data.split!r}){fault}"
+        )
+    uids = Counter(sample.uid for sample in samples)
+    if (most_common := uids.most_common(1)[0])[1] > 1:
+        raise DataError(
+            f"task {task.task!r}: {most_common[1]} samples are called {most_common[0]!r}; accepted: one each"
         )
     make = scorer_factory(task.scores, config.include_path)
     return TaskSet(task, data, samples[:most], make(task, data, samples, config.tolerances), skipped)
@@ -160,6 +170,15 @@ class Evaluation:
         }
         run = fingerprint(settings, config.model, (s for part in sets for s in part.samples))
         self.journal = Journal(None if config.out is None else Path(config.out), run, shard.rank)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """What other processes or an earlier start have finished, and what they could not read."""
+        self.journal.load()
+        parts = {part.task.task: part for part in self.sets}
+        for line in self.journal.done.values():
+            if "skipped" in line:
+                parts[line["task"]].skipped[line["uid"]] = line["skipped"]
 
     @property
     def described(self) -> dict[str, dict[str, Any]]:
@@ -189,13 +208,11 @@ class Evaluation:
         """Everything that is not done yet, row by row."""
         for name, row in self.plan.items():
             with applied(row, self.checkpoint) as subject:
-                self._row(name, lambda part, subject=subject: self._asked(part, subject))
+                self._row(name, partial(self._asked, subject))
         for name in self.priors:
-            self._row(name, lambda part, name=name: self._guessed(part, name))
+            self._row(name, partial(self._guessed, name))
 
-    def _row(
-        self, row: str, outcomes: Callable[[TaskSet], Callable[[list[Sample]], Iterator[Line | None]] | None]
-    ) -> None:
+    def _row(self, row: str, outcomes: Callable[[TaskSet], Answer | None]) -> None:
         work = [(part, self.shard.own(part.samples)) for part in self.sets]
         total, done = sum(len(samples) for _, samples in work), 0
         for part, samples in work:
@@ -206,13 +223,16 @@ class Evaluation:
             fresh = [s for s in samples if (row, part.task.task, s.uid) not in self.journal.done]
             done += len(samples) - len(fresh)
             for sample, line in zip(fresh, answer(fresh), strict=True):
-                if line is not None:
-                    head = {"row": row, "task": part.task.task, "uid": sample.uid, "cluster": part.cluster(sample)}
-                    self.journal.add(head | line | {"scores": part.scorer(sample, line)})
+                head = {"row": row, "task": part.task.task, "uid": sample.uid}
+                if line is None:
+                    self.journal.add(head | {"skipped": part.skipped[sample.uid]})
+                else:
+                    scored = {"cluster": part.cluster(sample)} | line | {"scores": part.scorer(sample, line)}
+                    self.journal.add(head | scored)
                 done += 1
                 self.progress(row, done, total)
 
-    def _asked(self, part: TaskSet, subject: StreamSubject) -> Callable[[list[Sample]], Iterator[Line | None]]:
+    def _asked(self, subject: StreamSubject, part: TaskSet) -> Answer:
         one = {"stream": self._stream, "rollout": self._rollout}.get(part.task.evaluator)
         if one is None:
             return lambda samples: self._answers(part, subject, samples)
@@ -252,7 +272,7 @@ class Evaluation:
                 texts, cost = next(found)
                 yield {"answers": texts, "target": answer_of(sample), "cost": cost}
 
-    def _guessed(self, part: TaskSet, row: str) -> Callable[[list[Sample]], Iterator[Line | None]] | None:
+    def _guessed(self, row: str, part: TaskSet) -> Answer | None:
         if not has_prior(row, part.task.evaluator, part.data.task):
             return None
 
@@ -272,8 +292,10 @@ class Evaluation:
 
     def lines(self) -> list[Line]:
         """All finished samples, by row, task and sample."""
+        self._take_over()
         keys = [(row, s.task.task, x.uid) for row in self.described for s in self.sets for x in s.samples]
-        return [self.journal.done[key] for key in keys if key in self.journal.done]
+        found = (self.journal.done.get(key) for key in keys)
+        return [line for line in found if line is not None and "skipped" not in line]
 
 
 def _no_frames() -> Any:

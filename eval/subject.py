@@ -128,6 +128,7 @@ class StreamSubject:
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], generation: Generation) -> tuple[list[list[str]], list[Cost | None]]:
         """As EvalModel, filled up on the left; the cost of a batch stands with its first prompt."""
+        clock = FirstToken()
         model, template = self.checkpoint.model.eval(), self.checkpoint.template
         rows = [template.encode(p.conversation, generation_prompt=True).input_ids for p in prompts]
         longest = max(map(len, rows))
@@ -136,7 +137,6 @@ class StreamSubject:
         seen = [s for p in prompts if (s := self._seen(p.frames)) is not None]
         guide(model, seen[0].scores if len(seen) == 1 else None)
         self.stream.handle.reset()
-        clock = FirstToken()
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,

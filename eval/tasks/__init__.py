@@ -51,6 +51,7 @@ class Task(StrictModel):
         scores: function that makes a scorer from (task, data section, samples, tolerances).
         generation: of answers and of replies in a rollout.
         primary: flavour/metric that reports and pictures show first, and whether more of it is better.
+        shown: further flavour/metric columns of reports.
         closed_set: which labels answers are matched with: those of the ``split``'s videos (the reference), or of ``all``.
         cluster_by: key of a sample's ``meta`` that says which samples are alike; the video file where it is missing.
     """
@@ -65,6 +66,7 @@ class Task(StrictModel):
     generation: Generation = Generation()
     primary: str
     higher_is_better: bool = True
+    shown: list[str] = []
     closed_set: Literal["split", "all"] = "split"
     cluster_by: str = "video_uid"
 

@@ -64,6 +64,25 @@ def eval_table(record: dict[str, Any]) -> Table:
     return table
 
 
+def task_tables(record: dict[str, Any]) -> list[Table]:
+    """One table per task: its first metric with the interval, the others, and the cost."""
+    found = []
+    for name, task in record["tasks"].items():
+        title = f"{name}: {task['n_items']} items in {task['n_clusters']} clusters"
+        metrics = [task["primary"], *task["shown"]]
+        table = Table("row", title=title, box=box.SIMPLE_HEAD, padding=0)
+        for column in [*(m.replace("/", "\n").replace("_", " ") for m in metrics), "FLOPs\nratio"]:
+            table.add_column(column, justify="right")
+        for row, scores in task["rows"].items():
+            estimates = [scores.get(m.split("/")[0], {}).get(m.split("/")[1], {}) for m in metrics]
+            cells = [_number(e.get("value")) for e in estimates]
+            if estimates[0].get("low") is not None:
+                cells[0] += f" [{_number(estimates[0]['low'])}, {_number(estimates[0]['high'])}]"
+            table.add_row(row, *cells, _number(task["cost"].get(row, {}).get("flops_ratio")))
+        found.append(table)
+    return found
+
+
 def verdict(record: dict[str, Any]) -> str:
     """The comparison with the rows that do not look, in one line."""
     gain, parts = record["comparison"], []

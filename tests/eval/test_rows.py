@@ -1,0 +1,106 @@
+"""Comparison rows: equal counts, equal cost, and a checkpoint that is as before afterwards."""
+
+import numpy as np
+import pytest
+import torch
+
+from vtskip.errors import ConfigError
+from vtskip.eval.guided import Guided, guide, motion
+from vtskip.eval.rows import RowPlan, applied, equal_cost_grid, flops, plan_rows, resampled, row_method
+from vtskip.eval.subject import Prompt
+from vtskip.methods import get_method
+from vtskip.streaming.loading import load_stream
+
+TALK = [
+    {"role": "system", "content": "You see it."},
+    {"role": "stream", "num_frames": 3, "learn": True},
+    {"role": "assistant", "content": "C looks around", "learn": True},
+    {"role": "stream", "num_frames": 3, "learn": True},
+    {"role": "assistant", "content": "C opens the lid", "learn": True},
+]
+
+
+@pytest.fixture
+def stream(checkpoint):
+    return load_stream(checkpoint, "cpu")
+
+
+@pytest.fixture
+def prompt(stream):
+    side = stream.model.config.image_size
+    return Prompt(TALK, np.random.default_rng(0).integers(0, 255, (6, side, side, 3), np.uint8))
+
+
+def test_fewer_patches_cost_at_least_as_much_as_the_model_and_no_more_than_needed(stream, prompt):
+    assert stream.model.config.pool == [2, 2]
+    own = RowPlan("model", get_method({"name": "uniform", "keep": 0.2, "schedule": {"kind": "constant", "first": 1}}))
+    grid = equal_cost_grid(stream, own, prompt)
+    costs = {}
+    with applied(own, stream) as subject:
+        budget = flops(subject, prompt)
+    for pool in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        with applied(RowPlan("downsample", get_method("dense"), pool), stream) as subject:
+            costs[pool] = flops(subject, prompt)
+    assert costs[grid] == min(cost for cost in costs.values() if cost >= budget)
+    assert budget <= costs[grid] < costs[2, 2]
+
+
+def test_a_model_without_a_grid_has_no_downsampled_row(stream, prompt):
+    stream.model.config.pool = None
+    with pytest.raises(ConfigError, match="'downsample' needs frames with a grid"):
+        equal_cost_grid(stream, RowPlan("model", stream.method), prompt)
+
+
+def test_the_checkpoint_is_as_before(stream, prompt):
+    method, template = stream.method, stream.template
+    plan = plan_rows(["blind", "downsample", "motion"], stream, 0, prompt)
+    assert stream.method == method
+    with pytest.raises(RuntimeError), resampled(stream, (1, 1)):
+        assert stream.template.frame_tokens == 2
+        raise RuntimeError
+    assert (stream.template, stream.model.config.pool) == (template, [2, 2])
+    turns = {}
+    for name in ("model", *plan, "model"):
+        with applied(plan[name], stream) as subject:
+            turns.setdefault(name, []).append(subject.stream_score(prompt, 0.0, "reference")[0])
+    assert turns["model"][0] == turns["model"][-1]
+    assert turns["blind"][0] != turns["model"][0] != turns["motion"][0]
+
+
+def test_motion_keeps_what_changed(stream, prompt):
+    method = row_method("motion", get_method({"name": "mod", "keep": 0.2}), seed=0)
+    assert (type(method), method.keep) == (Guided, 0.2)
+    still = prompt.frames.copy()
+    still[1:] = still[0]
+    still[3, : still.shape[1] // 2, : still.shape[2] // 2] = (
+        255 - still[3, : still.shape[1] // 2, : still.shape[2] // 2]
+    )
+    scores = motion(stream.model.encode_frames(torch.as_tensor(still)))
+    assert scores[[0, 1, 2, 5]].abs().max() < 1e-5
+    assert (scores[3] > 1e-3).any()
+    with applied(RowPlan("motion", method), stream) as subject:
+        _, cost = subject.stream_score(Prompt(TALK, still), 0.0, "reference")
+    assert cost is not None
+    assert cost["kept"] == [1.0, 0.2, 1.0, 0.2]
+
+
+def test_given_scores_choose_the_rows(stream, prompt):
+    stream.use(Guided(keep=0.2, schedule=get_method("mod").schedule))
+    template, model = stream.template, stream.model
+    ids = torch.tensor([template.encode(TALK).input_ids])
+    frames = torch.as_tensor(prompt.frames)
+    out = []
+    for place in (0, 3):
+        scores = torch.zeros(6, template.frame_tokens)
+        scores[:, place] = 1
+        guide(model, scores)
+        with torch.no_grad():
+            out.append(model(input_ids=ids, frames=frames).logits)
+        plans = stream.handle.report().layers[1].groups
+        assert plans == [[1] * 6]
+    assert not torch.equal(*out)
+    twice = torch.cat([ids, ids])
+    with torch.no_grad():  # beams of one question
+        both = model(input_ids=twice, frames=torch.cat([frames, frames])).logits
+    assert torch.allclose(both[0], out[1][0], atol=1e-5)
+    assert torch.allclose(both[1], out[1][0], atol=1e-5)

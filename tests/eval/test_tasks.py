@@ -1,0 +1,212 @@
+"""Tasks from their files: registry, data sections, and every evaluator on a tiny model and real clips."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vtskip.config import parse
+from vtskip.data import DataConfig
+from vtskip.errors import ConfigError
+from vtskip.eval import EvalConfig, run
+from vtskip.eval.runner import due_replies, question, task_sets
+from vtskip.eval.scores import closed_set
+from vtskip.eval.tasks import load_task, scorer_factory, task_data, task_files
+
+QUESTIONS = ["coin_step", "coin_next", "coin_task", "coin_procedure", "coin_procedure_goal"]
+
+
+def configured(checkpoint, **values):
+    return parse(EvalConfig, {"model": str(checkpoint), "rows": [], "live_clips": 0} | values, "test")
+
+
+# ------------------------------------------------------------------------------------------------------------ registry
+
+
+def test_every_task_file_is_a_task():
+    assert {*QUESTIONS, "ego4d_narration", "ego4d_narration_rollout", "ego4d_lta", "visual_qa"} <= task_files().keys()
+    for name in task_files():
+        task = load_task(name)
+        flavour, _, metric = task.primary.partition("/")
+        assert flavour in ("reference", "strict")
+        assert metric
+        assert callable(scorer_factory(task.scores))
+
+
+def test_unknown_names_say_which_exist(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'coin_step'"):
+        load_task("coin_steps")
+    with pytest.raises(ConfigError, match="no folder"):
+        load_task("coin_step", [tmp_path / "nowhere"])
+    with pytest.raises(ConfigError, match="did you mean 'labels'"):
+        scorer_factory("labelss")
+    with pytest.raises(ConfigError, match="no_such_module"):
+        scorer_factory("no_such_module:make")
+    (tmp_path / "other.yaml").write_text((task_files()["coin_step"]).read_text())
+    with pytest.raises(ConfigError, match="the name of the file, 'other'"):
+        load_task("other", [tmp_path])
+
+
+def test_data_sections_are_the_run_s_the_task_s_and_the_entry_s(coin, tmp_path):
+    base = parse(DataConfig, {**coin, "fps": 4.0}, "test")
+    data = task_data(load_task("coin_next"), base, {"max_frames": 3})
+    assert (data.task, data.fps, data.max_frames, data.split) == ("next", 4.0, 3, "test")
+    own = {"kind": "llava", "annotations": "qa.json", "videos": "media"}
+    alone = task_data(load_task("visual_qa"), parse(DataConfig, {**coin, "root": str(tmp_path)}, "test"), own)
+    assert (alone.kind, alone.root, alone.split) == ("llava", tmp_path, None)
+    with pytest.raises(ConfigError, match="cannot read data of kind 'coin'; accepted: ego4d_lta"):
+        task_data(load_task("ego4d_lta"), base, {})
+
+
+def test_a_run_needs_data_for_every_task():
+    with pytest.raises(ConfigError, match="'data' is missing"):
+        parse(EvalConfig, {"model": "m", "tasks": ["coin_step"]}, "test")
+    with pytest.raises(ConfigError, match="'data' is missing"):
+        parse(EvalConfig, {"model": "m"}, "test")
+
+
+# ----------------------------------------------------------------------------------------------------------- questions
+
+
+@pytest.fixture(scope="module")
+def answered(request, tmp_path_factory):
+    """All question tasks under the rows that apply to them."""
+    checkpoint, coin = request.getfixturevalue("checkpoint"), request.getfixturevalue("coin")
+    out = tmp_path_factory.mktemp("answers")
+    rows = ["blind", "motion", "majority", "bigram"]
+    record = run(configured(checkpoint, data=coin, tasks=QUESTIONS, rows=rows, out=str(out)))
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    return record, lines
+
+
+def test_every_task_has_estimates_cost_and_differences(answered):
+    record, lines = answered
+    assert list(record["tasks"]) == QUESTIONS
+    sizes = {name: (task["n_items"], task["n_clusters"]) for name, task in record["tasks"].items()}
+    assert sizes == {"coin_step": (5, 2), "coin_next": (3, 2), "coin_task": (2, 2)} | dict.fromkeys(
+        ("coin_procedure", "coin_procedure_goal"), (3, 2)
+    )
+    step, after = record["tasks"]["coin_step"], record["tasks"]["coin_next"]
+    assert list(step["rows"]) == ["model", "blind", "motion", "majority"]
+    assert list(after["rows"]) == ["model", "blind", "motion", "majority", "bigram"]
+    assert step["rows"]["model"]["strict"]["accuracy"]["items"] == 5
+    assert step["cost"]["motion"]["kept_vision"] == pytest.approx([1.0, 0.4, 1.0, 0.4])
+    assert step["cost"]["model"]["first_token_seconds_p50"] > 0
+    assert "majority" not in step["cost"]
+    assert step["model_less_row"]["strict/accuracy"]["majority"]["items"] == 5
+    assert "accuracy" not in record
+    assert all(len(line["answers"]) == 1 for line in lines)
+
+
+def test_priors_are_what_the_other_split_makes_likely(answered):
+    _, lines = answered
+    said = {(line["row"], line["uid"]): line["answers"][0] for line in lines}
+    assert said["majority", "b/step0"] == "Cut the bread."
+    assert said["bigram", "a/next0"] == "Open the lid."
+    assert said["bigram", "a/procedure0"] == "1. Open the lid.\n2. Cut the bread."
+    right = {line["uid"]: line["scores"]["strict"]["accuracy"] for line in lines if line["row"] == "bigram"}
+    assert right["a/next0"] == [1.0, 1.0]
+    assert right["a/procedure0"] == [2.0, 2.0]
+    assert (said["bigram", "b/next0"], right["b/next0"]) == ("Cut the bread.", [0.0, 1.0])  # never seen: any transition
+
+
+def test_bigram_alone_needs_a_task_that_asks_what_follows(checkpoint, coin):
+    with pytest.raises(ConfigError, match="'bigram' has no answer to any of the tasks"):
+        run(configured(checkpoint, data=coin, tasks=["coin_step"], rows=["bigram"]))
+
+
+def test_batches_give_the_same_answers_and_scores(checkpoint, coin):
+    records = [
+        run(configured(checkpoint, data=coin, tasks=QUESTIONS, rows=["random"], batch_size=size)) for size in (1, 3)
+    ]
+    for name in QUESTIONS:
+        assert records[0]["tasks"][name]["rows"] == records[1]["tasks"][name]["rows"]
+
+
+def test_closed_sets_are_those_of_the_split_or_of_all(coin):
+    task = load_task("coin_step")
+    data = parse(DataConfig, {**coin, "task": "step", "split": "train"}, "test")
+    config = parse(EvalConfig, {"model": "m", "tasks": ["coin_step"], "data": {**coin, "split": "train"}}, "test")
+    samples = task_sets(config)[0].samples
+    assert set(closed_set(task, data, samples)) == {"cut the bread", "open the lid"}
+    everything = task.model_copy(update={"closed_set": "all"})
+    assert set(closed_set(everything, data, samples)) == {"cut the bread", "open the lid", "look around"}
+
+
+def test_the_answer_is_not_shown(coin):
+    config = parse(EvalConfig, {"model": "m", "tasks": ["coin_procedure"], "data": coin}, "test")
+    for sample in task_sets(config)[0].samples:
+        assert [turn["role"] for turn in question(sample)][-2:] == ["user", "stream"]
+
+
+# ------------------------------------------------------------------------------------------------- LTA, LLaVA, rollouts
+
+
+def test_anticipation_has_edit_distances_of_all_beams(checkpoint, clips, tmp_path):
+    (tmp_path / "taxonomy.json").write_text(json.dumps({"verbs": ["cut", "open"], "nouns": ["bread", "lid"]}))
+    rows = [
+        {"video_uid": "a", "clip_uid": "k", "action_idx": i, "clip_parent_start_sec": 0.0, "verb_label": i % 2}
+        | {"action_clip_start_sec": i / 2, "action_clip_end_sec": i / 2 + 0.4, "noun_label": i % 2}
+        for i in range(6)
+    ]
+    (tmp_path / "lta.json").write_text(json.dumps({"clips": rows}))
+    data = {"kind": "ego4d_lta", "root": str(tmp_path), "annotations": "lta.json", "taxonomy": "taxonomy.json"}
+    data |= {"videos": str(clips / "videos"), "seen": 2, "ahead": 3}
+    record = run(configured(checkpoint, tasks=[{"task": "ego4d_lta", "data": data}], out=str(tmp_path / "out")))
+    scores = record["tasks"]["ego4d_lta"]["rows"]["model"]
+    names = {f"{part}_{kind}" for part in ("verb", "noun", "action") for kind in ("ed", "aued", "ed_damerau")}
+    assert scores["reference"].keys() == scores["strict"].keys() == names
+    assert all(0 <= scores[f][n]["value"] <= 1 for f in scores for n in names)
+    lines = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
+    assert [len(line["answers"]) for line in lines] == [5, 5]
+
+
+def test_questions_about_images_and_text_alone(checkpoint, clips, tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tmp_path / "i.png")
+    talk = [{"from": "human", "value": "<image>\nCut?"}, {"from": "gpt", "value": "Open the lid."}]
+    alone = [{"from": "human", "value": "Cut?"}, {"from": "gpt", "value": "bread"}]
+    records = [{"id": 1, "image": "i.png", "conversations": talk}, {"id": 2, "conversations": alone}]
+    (tmp_path / "qa.json").write_text(json.dumps(records))
+    data = {"kind": "llava", "annotations": str(tmp_path / "qa.json"), "videos": str(tmp_path)}
+    for size in (1, 2):
+        record = run(configured(checkpoint, tasks=[{"task": "visual_qa", "data": data}], batch_size=size))
+        task = record["tasks"]["visual_qa"]
+        assert (task["n_items"], task["rows"]["model"]["strict"]["chrf"]["items"]) == (2, 2)
+
+
+def test_rollout_keeps_its_own_replies(checkpoint, eval_config, tmp_path):
+    rows, out = ["blind", "motion", "downsample"], tmp_path / "out"
+    record = run(
+        configured(checkpoint, data=eval_config["data"], tasks=["ego4d_narration_rollout"], rows=rows, out=str(out))
+    )
+    task = record["tasks"]["ego4d_narration_rollout"]
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == [r for r in ("model", *rows) for _ in range(2)]
+    for line in lines:
+        assert all(0 <= frame < line["cost"]["frames"] for frame, _ in line["said"])
+        assert line["due"], "the annotation's texts"
+    strict = task["rows"]["model"]["strict"]
+    assert {"timing_f1@1", "miss_rate", "false_triggers_per_minute", "chrf", "bleu", "exact"} <= strict.keys()
+    # texts at 1 s and 2.5 s of one clip and 2 s of the other: the first frame, and 3 frames later
+    assert [frame for line in lines[:2] for frame, _ in line["due"]] == [0, 3, 0]
+
+
+def test_due_replies_stand_at_the_frame_before_them(eval_config):
+    config = parse(EvalConfig, {"model": "m", "data": eval_config["data"]}, "test")
+    first = task_sets(config)[0].samples[0]
+    assert due_replies(first) == [[0, "C cuts the bread."], [3, "C opens the lid."]]
+
+
+def test_a_task_of_one_s_own(checkpoint, coin, tmp_path):
+    (tmp_path / "lengths_of_mine.py").write_text(
+        "def make(task, data, samples, tolerances):\n"
+        "    return lambda sample, raw: {'strict': {'words': (float(len(raw['answers'][0].split())), 1.0)}}\n"
+    )
+    (tmp_path / "lengths.yaml").write_text(
+        "# How long answers are.\ntask: lengths\nabout: words\nkinds: [coin]\ndata: {task: step}\nevaluator: generate\n"
+        "scores: lengths_of_mine:make\nprimary: strict/words\n"
+    )
+    record = run(configured(checkpoint, data=coin, tasks=["lengths"], include_path=[str(tmp_path)]))
+    assert record["tasks"]["lengths"]["rows"]["model"]["strict"]["words"]["items"] == 5
