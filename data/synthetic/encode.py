@@ -30,6 +30,9 @@ def write_video(
                     "g": str(gop),
                     "bf": str(b_frames),
                     "threads": "1",
+                    # Its lookahead's AVX-512 code now and then gives other bytes for the same frames.
+                    "rc-lookahead": "0",
+                    "x264-params": "mbtree=0",
                 }
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24")))
         if stream is not None:
