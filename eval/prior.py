@@ -1,13 +1,8 @@
 """Answers without a model: what an annotation of other videos makes likely. Every claim to see has to beat them."""
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from vtskip.data.files import read_json
-from vtskip.data.labels import step_words
 from vtskip.data.timeline import clean_text
 from vtskip.data.types import Sample
 from vtskip.errors import DataError
@@ -39,36 +34,22 @@ class Majority:
 
 
 class Bigram:
-    """The steps that most often follow the one in view, which is taken from the annotation (COIN next and procedures).
+    """The steps that most often follow the one in view, which is taken from the annotation (COIN next and procedures)."""
 
-    ``videos``: video id -> its steps in order; ``known``: the ids that transitions are counted in.
-    """
-
-    def __init__(self, videos: Mapping[str, Sequence[str]], known: Iterable[str]):
-        self.videos = videos
+    def __init__(self, samples: Sequence[Sample]):
         self.after: dict[str, Counter[str]] = defaultdict(Counter)
-        for uid in known:
-            for now, then in zip(videos[uid], videos[uid][1:]):
-                self.after[now][then] += 1
+        for sample in samples:
+            self.after[sample.meta["seen"]][sample.meta["labels"][0]] += 1
         self.all = sum(self.after.values(), Counter())
         if not self.all:
             raise DataError("rows: 'bigram' found no two steps in a row in the prior split")
 
     def __call__(self, sample: Sample) -> str:
-        place = re.search(r"(\d+)$", sample.uid)
-        assert place is not None  # COIN's samples end in the number of their segment
-        step, said = self.videos[sample.meta["video_uid"]][int(place[1])], []
+        step, said = sample.meta["seen"], []
         for _ in sample.meta["labels"]:
             step = most_frequent(self.after.get(step) or self.all)
             said.append(clean_text(step))
         return said[0] if len(said) == 1 else "\n".join(f"{n}. {text}" for n, text in enumerate(said, 1))
-
-
-def step_sequences(source: Path, uids: Iterable[str]) -> dict[str, list[str]]:
-    """Steps of videos of a COIN file, in order of time."""
-    database: Mapping[str, Any] = read_json(source)["database"]
-    steps = {uid: sorted(database[uid]["annotation"], key=lambda step: step["segment"][0]) for uid in uids}
-    return {uid: [step_words(step["label"]) for step in found] for uid, found in steps.items()}
 
 
 def most_frequent(counts: Counter[str]) -> str:
@@ -84,9 +65,6 @@ def has_prior(row: str, evaluator: str, coin_task: str | None) -> bool:
     return evaluator == "generate" and (row == "majority" or coin_task in FOLLOWS)
 
 
-def prior(row: str, samples: Sequence[Sample], known: Sequence[Sample]) -> Majority | Bigram:
-    """The answers of row ``row`` for ``samples``, counted in ``known``."""
-    if row == "majority":
-        return Majority(known)
-    uids = {s.meta["video_uid"] for s in (*samples, *known)}
-    return Bigram(step_sequences(Path(samples[0].source), uids), {s.meta["video_uid"] for s in known})
+def prior(row: str, known: Sequence[Sample]) -> Majority | Bigram:
+    """The answers of row ``row``, counted in ``known``: the samples of the same task of another split."""
+    return Majority(known) if row == "majority" else Bigram(known)

@@ -12,7 +12,7 @@ from vtskip.eval.statistics import Estimate, difference, estimate
 from vtskip.eval.tasks import Count
 
 if TYPE_CHECKING:
-    from vtskip.eval.runner import TaskSet
+    from vtskip.eval.sets import TaskSet
 
 Line = Mapping[str, Any]
 Lines = Sequence[Line]

@@ -1,9 +1,7 @@
 """Run an evaluation: ask the model every sample of every task under every row, take the metrics, write one record."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,9 @@ from typing import Any
 import torch
 
 from vtskip._files import write_atomic
-from vtskip.data import DataConfig
 from vtskip.data.collate import FrameCache
-from vtskip.data.config import iterate
 from vtskip.data.types import Sample
-from vtskip.errors import ConfigError, DataError, VideoError
+from vtskip.errors import ConfigError, VideoError
 from vtskip.eval.config import EvalConfig
 from vtskip.eval.cost import peak_memory
 from vtskip.eval.journal import Journal, fingerprint
@@ -23,9 +19,9 @@ from vtskip.eval.prior import answer_of, has_prior, prior
 from vtskip.eval.record import build_record
 from vtskip.eval.records import SampleRecord
 from vtskip.eval.rows import PRIORS, RowPlan, applied, plan_rows
+from vtskip.eval.sets import TaskSet, due_replies, question, read_samples, task_sets
 from vtskip.eval.shard import Shard
 from vtskip.eval.subject import Prompt, StreamSubject
-from vtskip.eval.tasks import Scorer, Task, load_task, scorer_factory, task_data
 from vtskip.methods import get_method
 from vtskip.streaming.loading import StreamCheckpoint, load_stream
 
@@ -33,30 +29,6 @@ Progress = Callable[[str, int, int], None]
 Line = dict[str, Any]
 Answer = Callable[[list[Sample]], Iterator[Line | None]]  # raw outcomes in order, None for what could not be read
 FRAME_BYTES = 256 << 20  # decoded frames kept from row to row
-STREAMS = Task(
-    task="streams",
-    about="the conversations of the data section, teacher-forced",
-    kinds=[],
-    evaluator="stream",
-    scores="stream",
-    primary="strict/time_diff",
-    higher_is_better=False,
-    shown=["strict/fluency", "strict/correctness", "reference/time_diff", "reference/lm_ppl"],
-)
-
-
-@dataclass
-class TaskSet:
-    """A task with its samples. ``skipped``: what could not be read (name, fault), with ``on_error: skip``."""
-
-    task: Task
-    data: DataConfig
-    samples: list[Sample]
-    scorer: Scorer
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    def cluster(self, sample: Sample) -> str:
-        return str(sample.meta.get(self.task.cluster_by, sample.video))
 
 
 def run(config: EvalConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -93,53 +65,6 @@ def run(config: EvalConfig, progress: Progress | None = None) -> dict[str, Any]:
         write_atomic(Path(config.out) / "record.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
         evaluation.journal.close(remove=True)
     return record
-
-
-def task_sets(config: EvalConfig) -> list[TaskSet]:
-    """The samples of all tasks. Raises DataError where a task has none."""
-    if not config.runs:
-        assert config.data is not None
-        return [_task_set(STREAMS, config.data, config, config.max_samples)]
-    names = [run.task for run in config.runs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"tasks: {twice!r} is there twice")
-    sets = []
-    for run in config.runs:
-        task = load_task(run.task, config.include_path)
-        sets.append(
-            _task_set(task, task_data(task, config.data, run.data), config, run.max_samples or config.max_samples)
-        )
-    return sets
-
-
-def _task_set(task: Task, data: DataConfig, config: EvalConfig, most: int | None) -> TaskSet:
-    skip = config.on_error == "skip" or data.on_error == "skip"
-    samples, skipped = read_samples(data, skip)
-    if not samples:
-        fault = f"; the first fault: {next(iter(skipped.values()))}" if skipped else ""
-        raise DataError(
-            f"no conversations to evaluate in {data.annotations or data.root} (split {data.split!r}){fault}"
-        )
-    uids = Counter(sample.uid for sample in samples)
-    if (most_common := uids.most_common(1)[0])[1] > 1:
-        raise DataError(
-            f"task {task.task!r}: {most_common[1]} samples are called {most_common[0]!r}; accepted: one each"
-        )
-    make = scorer_factory(task.scores, config.include_path)
-    return TaskSet(task, data, samples[:most], make(task, data, samples, config.tolerances), skipped)
-
-
-def read_samples(data: DataConfig, skip: bool) -> tuple[list[Sample], dict[str, str]]:
-    """Samples, and the units (videos or rows) that were left out with their faults."""
-    skipped: dict[str, str] = {}
-
-    def watch(name: str, fault: DataError | None) -> None:
-        if fault is not None:
-            skipped[name] = str(fault)
-
-    samples = list(iterate(data, on_error=watch if skip else "stop"))
-    return samples, skipped
 
 
 class Evaluation:
@@ -280,7 +205,7 @@ class Evaluation:
             if not samples:
                 return
             known, _ = read_samples(part.data.model_copy(update={"split": self.config.prior_split}), skip=True)
-            answer = prior(row, part.samples, known)
+            answer = prior(row, known)
             for sample in samples:
                 if sample.uid in part.skipped:
                     yield None
@@ -302,21 +227,3 @@ def _no_frames() -> Any:
     import numpy as np
 
     return np.zeros((0, 1, 1, 3), np.uint8)
-
-
-def question(sample: Sample) -> list[dict[str, Any]]:
-    """The conversation up to where its last reply is due."""
-    turns = list(sample.conversation)
-    while turns and turns[-1]["role"] != "assistant":
-        turns.pop()
-    return turns[:-1] if turns else list(sample.conversation)
-
-
-def due_replies(sample: Sample) -> list[list[Any]]:
-    """[frame, text] of every reply that was to be learned; the frame is the last one before it."""
-    due, frames = [], 0
-    for turn in sample.conversation:
-        frames += turn.get("num_frames", 0)
-        if turn["role"] == "assistant" and turn.get("learn", False):
-            due.append([max(frames - 1, 0), turn["content"]])
-    return due

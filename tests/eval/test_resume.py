@@ -90,7 +90,7 @@ def test_another_run_s_samples_are_not_taken(config, tmp_path, monkeypatch):
 
 
 def test_fingerprints_tell_models_samples_and_settings_apart(copied, eval_config):
-    from vtskip.eval.runner import task_sets
+    from vtskip.eval.sets import task_sets
 
     samples = task_sets(configured(eval_config))[0].samples
     prints = [

@@ -9,8 +9,8 @@ from vtskip.config import parse
 from vtskip.data import DataConfig
 from vtskip.errors import ConfigError
 from vtskip.eval import EvalConfig, run
-from vtskip.eval.runner import due_replies, question, task_sets
 from vtskip.eval.scores import closed_set
+from vtskip.eval.sets import due_replies, question, task_sets
 from vtskip.eval.tasks import load_task, scorer_factory, task_data, task_files
 
 QUESTIONS = ["coin_step", "coin_next", "coin_task", "coin_procedure", "coin_procedure_goal"]

@@ -1,0 +1,102 @@
+"""The samples of a run's tasks, and what of them is asked and due."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from vtskip.data import DataConfig
+from vtskip.data.config import iterate
+from vtskip.data.types import Sample
+from vtskip.errors import ConfigError, DataError
+from vtskip.eval.config import EvalConfig
+from vtskip.eval.tasks import Scorer, Task, load_task, scorer_factory, task_data
+
+STREAMS = Task(
+    task="streams",
+    about="the conversations of the data section, teacher-forced",
+    kinds=[],
+    evaluator="stream",
+    scores="stream",
+    primary="strict/time_diff",
+    higher_is_better=False,
+    shown=["strict/fluency", "strict/correctness", "reference/time_diff", "reference/lm_ppl"],
+)
+
+
+@dataclass
+class TaskSet:
+    """A task with its samples. ``skipped``: what could not be read (name, fault), with ``on_error: skip``."""
+
+    task: Task
+    data: DataConfig
+    samples: list[Sample]
+    scorer: Scorer
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def cluster(self, sample: Sample) -> str:
+        return str(sample.meta.get(self.task.cluster_by, sample.video))
+
+
+def task_sets(config: EvalConfig) -> list[TaskSet]:
+    """The samples of all tasks. Raises DataError where a task has none."""
+    if not config.runs:
+        assert config.data is not None
+        return [_task_set(STREAMS, config.data, config, config.max_samples)]
+    names = [run.task for run in config.runs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"tasks: {twice!r} is there twice")
+    sets = []
+    for run in config.runs:
+        task = load_task(run.task, config.include_path)
+        sets.append(
+            _task_set(task, task_data(task, config.data, run.data), config, run.max_samples or config.max_samples)
+        )
+    return sets
+
+
+def _task_set(task: Task, data: DataConfig, config: EvalConfig, most: int | None) -> TaskSet:
+    skip = config.on_error == "skip" or data.on_error == "skip"
+    samples, skipped = read_samples(data, skip)
+    if not samples:
+        fault = f"; the first fault: {next(iter(skipped.values()))}" if skipped else ""
+        raise DataError(
+            f"no conversations to evaluate in {data.annotations or data.root} (split {data.split!r}){fault}"
+        )
+    uids = Counter(sample.uid for sample in samples)
+    if (most_common := uids.most_common(1)[0])[1] > 1:
+        raise DataError(
+            f"task {task.task!r}: {most_common[1]} samples are called {most_common[0]!r}; accepted: one each"
+        )
+    make = scorer_factory(task.scores, config.include_path)
+    return TaskSet(task, data, samples[:most], make(task, data, samples, config.tolerances), skipped)
+
+
+def read_samples(data: DataConfig, skip: bool) -> tuple[list[Sample], dict[str, str]]:
+    """Samples, and the units (videos or rows) that were left out with their faults."""
+    skipped: dict[str, str] = {}
+
+    def watch(name: str, fault: DataError | None) -> None:
+        if fault is not None:
+            skipped[name] = str(fault)
+
+    samples = list(iterate(data, on_error=watch if skip else "stop"))
+    return samples, skipped
+
+
+def question(sample: Sample) -> list[dict[str, Any]]:
+    """The conversation up to where its last reply is due."""
+    turns = list(sample.conversation)
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()
+    return turns[:-1] if turns else list(sample.conversation)
+
+
+def due_replies(sample: Sample) -> list[list[Any]]:
+    """[frame, text] of every reply that was to be learned; the frame is the last one before it."""
+    due, frames = [], 0
+    for turn in sample.conversation:
+        frames += turn.get("num_frames", 0)
+        if turn["role"] == "assistant" and turn.get("learn", False):
+            due.append([max(frames - 1, 0), turn["content"]])
+    return due
