@@ -24,7 +24,7 @@ def seconds(frame: int, fps: str) -> float:
     return float(frame / Fraction(fps))
 
 
-def _action(step: dict[str, Any]) -> Action:
+def action_of(step: dict[str, Any]) -> Action:
     return Action(step["verb"], step["colour"], step["shape"])
 
 
@@ -34,7 +34,7 @@ def write_coin(folder: Path, timelines: Sequence[Timeline], splits: dict[str, li
     database = {}
     for line in timelines:
         fps, length = line["fps"], seconds(line["frames"], line["fps"])
-        steps = [(seconds(s["contact"], fps), seconds(s["end"], fps), _action(s)) for s in line["steps"]]
+        steps = [(seconds(s["contact"], fps), seconds(s["end"], fps), action_of(s)) for s in line["steps"]]
         database[line["uid"]] = {
             "duration": length,
             "class": TASK,
@@ -52,19 +52,19 @@ def write_coin(folder: Path, timelines: Sequence[Timeline], splits: dict[str, li
         table.writerows([DOMAIN, 0, TASK, number, action.label] for action, number in ids.items())
 
 
-def _first_pass(line: Timeline) -> list[tuple[int, str]]:
+def first_pass(line: Timeline) -> list[tuple[int, str]]:
     """The exact record: every step at its contact frame."""
-    return [(step["contact"], _action(step).narration) for step in line["steps"]]
+    return [(step["contact"], action_of(step).narration) for step in line["steps"]]
 
 
-def _second_pass(line: Timeline) -> list[tuple[int, str]]:
+def second_pass(line: Timeline) -> list[tuple[int, str]]:
     """A second annotator: up to 0.4 s off, other words, one step in ten missed, some unsure, remarks on other people."""
     rng = np.random.default_rng((*line["seed"], 2))
     slack = round(0.4 * Fraction(line["fps"]))
     rows = []
     for step in line["steps"]:
         missed, unsure, shift = rng.random() < 0.10, rng.random() < 0.03, int(rng.integers(-slack, slack + 1))
-        action = _action(step)
+        action = action_of(step)
         text = action.paraphrase.replace(action.noun, "#unsure") if unsure else action.paraphrase
         if not missed:
             rows.append((min(max(0, step["contact"] + shift), line["frames"] - 1), text))
@@ -81,7 +81,7 @@ def write_ego4d(folder: Path, timelines: Sequence[Timeline]) -> None:
         uid, fps, length = line["uid"], line["fps"], seconds(line["frames"], line["fps"])
         public[uid] = {"status": "complete"}
         redacted[uid] = {"narrations": [], "summaries": []}
-        for number, rows in enumerate((_first_pass(line), _second_pass(line)), 1):
+        for number, rows in enumerate((first_pass(line), second_pass(line)), 1):
             annotator = f"{uid}-pass{number}"
             summary = f"#Summary C works with {len(line['steps'])} things on a table"
             public[uid][f"narration_pass_{number}"] = {

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from vtskip.data.files import read_json, write_json
-from vtskip.data.synthetic.encode import content_hash, write_video
+from vtskip.data.synthetic.encode import content_hash, join_videos, write_video
 from vtskip.data.synthetic.export import write_coin, write_ego4d
+from vtskip.data.synthetic.export_ego import groups_of, join, write_egoexo, write_goalstep, write_lta
 from vtskip.data.synthetic.plan import Plan, make_plan
 from vtskip.data.synthetic.render import RADIUS, Renderer
 from vtskip.errors import ConfigError, DataError, nearest
 
 RECIPE = 1  # raise it when the same seed no longer gives the same pictures or texts
 FPS = 10
+LAST = "ego4d/fho_lta_taxonomy.json"  # written after all other annotations; a set of an earlier version lacks it
 
 
 @dataclass(frozen=True)
@@ -147,17 +149,33 @@ def _make(tier: str, spec: Tier, out: Path, seed: int, progress: bool, workers: 
     jobs = [
         (uid, (seed, number, i), spec, out, recipe) for i, uid in enumerate(uids) if not _finished(out, uid, recipe)
     ]
-    if held and not jobs:
+    if held and not jobs and (out / LAST).is_file():
         return out
     with _progress(progress, len(uids), len(uids) - len(jobs)) as advance:
         _run(jobs, min(workers or os.cpu_count() or 1, len(jobs)), advance)
     timelines = [read_json(out / "timelines" / f"{uid}.json") for uid in uids]
     write_coin(out / "coin", timelines, splits)
     write_ego4d(out / "ego4d", timelines)
+    _write_others(out, timelines, splits, spec)
     write_json(out / "splits.json", splits)
     clips = {t["uid"]: {"frames": t["frames"], "fps": t["fps"], "sha256": t["hash"]} for t in timelines}
     write_json(manifest, {"recipe": recipe, "clips": clips})
     return out
+
+
+def _write_others(out: Path, timelines: list[dict[str, Any]], splits: dict[str, list[str]], spec: Tier) -> None:
+    """GoalStep, Ego-Exo4D, and LTA over the joined clips of ``ego4d/long``."""
+    fidgets = {t["uid"]: make_plan(t["uid"], tuple(t["seed"]), spec.seconds, FPS).fidgets for t in timelines}
+    write_goalstep(out / "ego4d", timelines, splits, fidgets)
+    write_egoexo(out / "egoexo", timelines, splits)
+    joined = {}
+    for split, uids in splits.items():
+        groups = groups_of([t for t in timelines if t["uid"] in set(uids)])
+        joined[split] = [join(group, f"{split}-{number:03d}") for number, group in enumerate(groups)]
+        for line in joined[split]:
+            parts = [out / "videos" / f"{uid}.mp4" for uid in line["parts"]]
+            join_videos(out / "ego4d" / "long" / f"{line['uid']}.mp4", parts)
+    write_lta(out / "ego4d", joined)
 
 
 def _run(jobs: list[tuple], workers: int, advance: Any) -> None:

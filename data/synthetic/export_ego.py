@@ -1,0 +1,244 @@
+"""The same timelines as GoalStep, LTA version 2 and Ego-Exo4D files, in the shapes that those sets publish.
+
+A *visit* is what is done to one thing in a row: GoalStep's step and Ego-Exo4D's keystep; its actions are the substeps and the
+atomic descriptions. LTA needs clips of many actions, so ``join`` puts clips of one split end to end.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vtskip.data.files import write_json
+from vtskip.data.synthetic.export import Timeline, action_of, first_pass, second_pass, seconds
+from vtskip.data.synthetic.grammar import COLOURS, DOMAIN, SHAPES, TASK, VERBS
+
+LONG = 28  # actions of an LTA clip: 8 seen and 20 to come
+FIDGET = "move the empty hand"
+# Some with the alternatives in brackets that the published classes have; readers drop them.
+VERB_CLASSES = {
+    "pick": "pick_up_(lift,_take)",
+    "open": "open",
+    "cut": "cut_(trim,_slice,_chop)",
+    "shake": "shake",
+    "wipe": "wipe_(clean)",
+    "fill": "fill_(pour)",
+}
+NOUN_CLASSES = {
+    f"{c} {s}": f"{c}_{s}" + ("_(mug)" if s == "cup" else "") for c in COLOURS for s in SHAPES
+}  # "red_cup_(mug)"
+
+
+def visits(line: Timeline) -> list[list[dict[str, Any]]]:
+    """The steps of a timeline, those on one thing together."""
+    groups: list[list[dict[str, Any]]] = []
+    for step in line["steps"]:
+        before = groups[-1][-1] if groups else None
+        same = before is not None and before["verb"] != "pick" and action_of(before).noun == action_of(step).noun
+        if same:
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return groups
+
+
+def _visit_text(group: Sequence[dict[str, Any]]) -> str:
+    return f"work on the {action_of(group[0]).noun}"
+
+
+def _relevance(verbs: Sequence[str]) -> str:
+    """A thing that was only shaken is as it was before."""
+    return "optional" if set(verbs) == {"shake"} else "essential"
+
+
+def _goal_step(fps: str, start: int, end: int, text: str, relevant: str) -> dict[str, Any]:
+    return {
+        "start_time": seconds(start, fps),
+        "end_time": seconds(end, fps),
+        "step_category": f"{text.split(' ')[0]}: {text}",
+        "step_description": text,
+        "is_continued": False,
+        "is_procedural": relevant != "irrelevant",
+        "is_relevant": relevant,
+        "summary": [],
+    }
+
+
+def goalstep_segments(line: Timeline, fidgets: Sequence[tuple[int, int]] = ()) -> list[dict[str, Any]]:
+    """Visits with their actions as substeps, and movements of the empty hand as irrelevant steps, in order of time."""
+    fps, rows = line["fps"], []
+    for group in visits(line):
+        told = _relevance([s["verb"] for s in group])
+        row = _goal_step(fps, group[0]["approach"], group[-1]["end"], _visit_text(group), told)
+        row["segments"] = [
+            _goal_step(fps, s["contact"], s["end"], action_of(s).label, _relevance([s["verb"]])) for s in group
+        ]
+        rows.append(row)
+    rows += [{**_goal_step(fps, a, b, FIDGET, "irrelevant"), "segments": []} for a, b in fidgets]
+    return sorted(rows, key=lambda row: row["start_time"])
+
+
+def write_goalstep(
+    folder: Path,
+    timelines: Sequence[Timeline],
+    splits: Mapping[str, Sequence[str]],
+    fidgets: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+) -> None:
+    """``goalstep_{train,val,test}.json``, and ``goalstep_test_unannotated.json``, which has texts and no times."""
+    for split, uids in splits.items():
+        videos = []
+        for line in (t for t in timelines if t["uid"] in set(uids)):
+            rows = goalstep_segments(line, (fidgets or {}).get(line["uid"], ()))
+            videos.append(
+                {
+                    "video_uid": line["uid"],
+                    "start_time": 0.0,
+                    "end_time": seconds(line["frames"], line["fps"]),
+                    "goal_category": f"{DOMAIN}:{TASK}".upper().replace(" ", "_"),
+                    "goal_description": "Work at the table",
+                    "goal_wikihow_url": "",
+                    "summary": [_visit_text(group) for group in visits(line)],
+                    "is_procedural": True,
+                    "segments": rows,
+                }
+            )
+        write_json(folder / f"goalstep_{split}.json", {"videos": videos})
+        if split == "test":
+            hidden = [{k: v for k, v in video.items() if k not in ("segments", "summary")} for video in videos]
+            for video, whole in zip(hidden, videos, strict=True):
+                video["step_segments"] = [{"step_description": r["step_description"]} for r in whole["segments"]]
+            write_json(folder / "goalstep_test_unannotated.json", {"videos": hidden})
+
+
+def groups_of(timelines: Sequence[Timeline], least: int = LONG) -> list[list[Timeline]]:
+    """Clips in order, as many together as have ``least`` actions; what is left over at the end joins the last group."""
+    groups: list[list[Timeline]] = [[]]
+    for line in timelines:
+        if sum(len(t["steps"]) for t in groups[-1]) >= least:
+            groups.append([])
+        groups[-1].append(line)
+    if len(groups) > 1 and sum(len(t["steps"]) for t in groups[-1]) < least:
+        rest = groups.pop()
+        groups[-1] += rest
+    return [group for group in groups if group]
+
+
+def join(lines: Sequence[Timeline], uid: str) -> Timeline:
+    """One timeline of clips end to end, all of one frame rate. ``parts`` are their ids."""
+    steps, shift = [], 0
+    for line in lines:
+        for step in line["steps"]:
+            steps.append(step | {key: step[key] + shift for key in ("approach", "contact", "end", "away")})
+        shift += line["frames"]
+    return {
+        "uid": uid, "fps": lines[0]["fps"], "frames": shift, "steps": steps, "parts": [t["uid"] for t in lines]
+    }  # fmt: skip
+
+
+def _lta_clips(line: Timeline) -> Iterator[dict[str, Any]]:
+    """Times of an action count from the start of its clip, the clip's from the start of the video."""
+    fps = line["fps"]
+    origin = line["steps"][0]["approach"] if line["steps"] else 0
+    for number, step in enumerate(line["steps"]):
+        action = action_of(step)
+        row: dict[str, Any] = {
+            "video_uid": line["uid"], "clip_uid": f"{line['uid']}-clip", "action_idx": number
+        }  # fmt: skip
+        for key, start, end in (
+            ("action_clip", step["contact"] - origin, step["end"] - origin),
+            ("clip_parent", origin, line["frames"]),
+            ("interval", origin, line["frames"]),
+        ):
+            row |= {f"{key}_start_sec": seconds(start, fps), f"{key}_end_sec": seconds(end, fps)}
+            row |= {f"{key}_start_frame": start, f"{key}_end_frame": end}
+        verb, noun = VERB_CLASSES[action.verb], NOUN_CLASSES[action.noun]
+        labels = {
+            "verb_label": list(VERB_CLASSES).index(action.verb),
+            "noun_label": list(NOUN_CLASSES).index(action.noun),
+        }
+        yield row | {"verb": verb, "noun": noun} | labels
+
+
+def write_lta(folder: Path, joined: Mapping[str, Sequence[Timeline]]) -> None:
+    """``fho_lta_{split}.json`` of joined timelines per split, and last ``fho_lta_taxonomy.json``.
+
+    The test file is there a second time without labels, ``fho_lta_test_unannotated.json`` (with ``clip_id``, as published).
+    """
+    for split, lines in joined.items():
+        rows = [row for line in lines for row in _lta_clips(line)]
+        write_json(folder / f"fho_lta_{split}.json", {"clips": rows})
+        if split == "test":
+            labels = ("verb", "noun", "verb_label", "noun_label")
+            hidden = [{k: v for k, v in row.items() if k not in labels} for row in rows]
+            for number, row in enumerate(hidden):
+                row["clip_id"] = number
+            write_json(folder / "fho_lta_test_unannotated.json", {"clips": hidden})
+    taxonomy = {"verbs": [VERB_CLASSES[v] for v in VERBS], "nouns": list(NOUN_CLASSES.values())}
+    write_json(folder / "fho_lta_taxonomy.json", taxonomy)
+
+
+def write_egoexo(folder: Path, timelines: Sequence[Timeline], splits: Mapping[str, Sequence[str]]) -> None:
+    """``takes.json``, ``annotations/{atomic_descriptions,keystep}_{split}.json`` and ``annotations/splits.json``.
+
+    Two annotators describe a take; what the second says about other people is not visible to the wearer's camera.
+    """
+    scenario = "Working at the table"
+    takes = [
+        {
+            "take_uid": line["uid"],
+            "take_name": f"synthetic_{line['uid']}",
+            "duration_sec": seconds(line["frames"], line["fps"]),
+            "parent_task_name": scenario,
+            "validated": True,
+            "is_narrated": True,
+            "frame_aligned_videos": {"aria01": {"rgb": {"relative_path": f"{line['uid']}.mp4"}}},
+        }
+        for line in timelines
+    ]
+    write_json(folder / "takes.json", takes)
+    nouns = {noun: number for number, noun in enumerate(NOUN_CLASSES, 1)}
+    taxonomy = {scenario: {str(k): {"unique_id": 600 + k, "name": f"Work on the {noun}"} for noun, k in nouns.items()}}
+    for split, uids in splits.items():
+        lines = [t for t in timelines if t["uid"] in set(uids)]
+        atomic = {t["uid"]: [_annotator(t, first_pass(t)), _annotator(t, second_pass(t))] for t in lines}
+        cameras = {t["uid"]: {"cam01": 1} for t in lines}
+        keysteps = {
+            t["uid"]: {
+                "take_name": f"synthetic_{t['uid']}",
+                "scenario": scenario,
+                "segments": [_keystep(group, t["fps"], nouns) for group in visits(t)],
+            }
+            for t in lines
+        }
+        place = folder / "annotations"
+        write_json(place / f"atomic_descriptions_{split}.json", {"annotations": atomic, "take_cam_id_map": cameras})
+        write_json(place / f"keystep_{split}.json", {"annotations": keysteps, "taxonomy": taxonomy})
+    write_json(folder / "annotations" / "splits.json", {"split_to_take_uids": {k: list(v) for k, v in splits.items()}})
+
+
+def _annotator(line: Timeline, rows: Sequence[tuple[int, str]]) -> dict[str, Any]:
+    entries = []
+    for frame, text in rows:
+        tag, _, words = text.partition(" ")
+        entries.append(
+            {
+                "timestamp": seconds(frame, line["fps"]),
+                "text": words.replace("#unsure", "something") + ".",
+                "subject": tag.removeprefix("#"),
+                "ego_visible": tag == "#C",
+                "unsure": "#unsure" in words,
+            }
+        )
+    return {"rejected": False, "descriptions": entries}
+
+
+def _keystep(group: Sequence[dict[str, Any]], fps: str, nouns: Mapping[str, int]) -> dict[str, Any]:
+    name, number = _visit_text(group), nouns[action_of(group[0]).noun]
+    return {
+        "start_time": seconds(group[0]["approach"], fps),
+        "end_time": seconds(group[-1]["end"], fps),
+        "step_id": number,
+        "step_unique_id": 600 + number,
+        "step_name": name.capitalize(),
+        "step_description": f"{name}: " + ", ".join(action_of(s).label for s in group),
+        "is_essential": _relevance([s["verb"] for s in group]) == "essential",
+    }
