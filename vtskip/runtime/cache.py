@@ -129,7 +129,7 @@ def dense_length(cache: Cache) -> int:
 
 
 def kv_bytes(cache: Cache) -> int:
-    """Bytes of all keys and values held."""
+    """Bytes of all keys and values held, without the room that :class:`SkipCacheLayer` keeps free for more."""
     return sum(
         t.numel() * t.element_size()
         for layer in cache.layers

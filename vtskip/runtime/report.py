@@ -32,7 +32,7 @@ class LayerReport:
 
 @dataclass
 class Report:
-    """What ran since attach or reset. FLOPs of the decoder and LM head; KV bytes of the last forward's cache."""
+    """What ran since attach or reset. FLOPs of the decoder and LM head; KV bytes of the rows in the last forward's cache."""
 
     method: str
     forwards: int

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from vtskip.runtime.room import Room, in_place, range_of
+
 Stored = tuple[Tensor, Tensor | None]
 Rows = tuple[Tensor, Tensor | None, int, Stored | None]  # pos, ok, steps, stored of ``append``
 
@@ -59,8 +61,12 @@ class RowSlots:
 class SkipCacheLayer(RowSlots, DynamicLayer):
     """K/V of some of the rows seen so far, and nothing else.
 
+    The first rows take the memory they need. From the second step on they lie in :class:`Room`, which has up to a quarter
+    more (64 columns at least); after ``crop`` up to twice that stays free. Rows held are counted without what is free.
+
     Attributes:
-        keys, values: ``[B, heads, slots, head_dim]``.
+        keys, values: ``[B, heads, slots, head_dim]``, views of the room where there is one.
+        room: None as long as nothing was added to the first rows, after changes of the samples and while gradients are on.
         pos: ``[B, slots]`` logical position of each slot; None before the first row.
         ok: ``[B, slots]`` False on fillers (samples of a batch keep different numbers of rows); None when all are real.
         window: sliding window of the layer, in logical positions, or None.
@@ -81,6 +87,7 @@ class SkipCacheLayer(RowSlots, DynamicLayer):
         self.samples: tuple[int, ...] | None = None
         self.batch = 0
         self.left: Tensor | int = 0
+        self.room: Room | None = None
 
     @classmethod
     def adopt(cls, layer: CacheLayerMixin | None) -> SkipCacheLayer:
@@ -97,6 +104,19 @@ class SkipCacheLayer(RowSlots, DynamicLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self.pos = torch.empty(key_states.shape[0], 0, dtype=torch.long, device=key_states.device)
+        self.room = None
+
+    def __copy__(self) -> SkipCacheLayer:
+        """Both share the tensors; neither may write into them any more."""
+        self.room = None
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def offload(self) -> None:
+        super().offload()
+        if self.room is not None and self.room.views[0] is not self.keys:
+            self.room = None  # it would stay on the device
 
     @property
     def slots(self) -> int:
@@ -115,6 +135,7 @@ class SkipCacheLayer(RowSlots, DynamicLayer):
             place, real = self._places()
             ok = or_true(self.ok, self.pos)[place] & real[:, None]
             self.keys, self.values, self.pos, self.ok = self.keys[place], self.values[place], self.pos[place], ok
+            self.room = None
             self.left = self.left[place] if isinstance(self.left, Tensor) else self.left
             self.samples = None
         return samples is None
@@ -142,22 +163,37 @@ class SkipCacheLayer(RowSlots, DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
-        all_pos, all_ok = self.visible(pos, ok)
-        all_keys, all_values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
         if stored is None:
-            self.keys, self.values, self.pos, self.ok = all_keys, all_values, all_pos, all_ok
+            self._store(keys, values, pos, ok)
+            all_keys, all_values = self.keys, self.values
             self.ragged |= ok is not None or pos.shape[1] != steps or self.samples is not None
         else:
+            all_keys, all_values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
             index, index_ok = stored
             heads = index[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-            self.pos, self.ok = self.visible(pos.gather(1, index), index_ok)
-            self.keys = torch.cat([self.keys, keys.gather(2, heads)], 2)
-            self.values = torch.cat([self.values, values.gather(2, heads)], 2)
+            self._store(keys.gather(2, heads), values.gather(2, heads), pos.gather(1, index), index_ok)
             self.ragged |= index_ok is not None or index.shape[1] != steps or self.samples is not None
         self.seen += steps
         if not self.record_past:
             self._slide()
         return all_keys, all_values
+
+    def _store(self, keys: Tensor, values: Tensor, pos: Tensor, ok: Tensor | None) -> None:
+        """Add rows to those held: in place where they are ours to write to and there is room."""
+        assert self.pos is not None
+        alike = self.slots and keys.shape[:2] == self.keys.shape[:2] and keys.dtype == self.keys.dtype
+        if not (alike and in_place()):
+            self.pos, self.ok = self.visible(pos, ok)
+            self.keys, self.values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+            self.room = None
+        elif pos.shape[1]:
+            room, columns, real = self.room, pos.shape[1], self.ok is None and ok is None
+            if room is None or not (room.holds(self.keys, self.values, self.pos) and room.writable(columns)):
+                room = Room((self.keys, self.values, self.pos, or_true(self.ok, self.pos)), columns)
+            elif self.ok is not None and self.ok is not room.views[3]:  # crop has made others invalid
+                room.views[3].copy_(self.ok)
+            self.keys, self.values, self.pos, held_ok = room.add((keys, values, pos, or_true(ok, pos)))
+            self.room, self.ok = room, None if real else held_ok
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if "rows" in kwargs:
@@ -180,7 +216,10 @@ class SkipCacheLayer(RowSlots, DynamicLayer):
         """Forget the rows that no later row sees through the window."""
         if self.window is not None and self.pos is not None and self.seen >= self.window:
             before = self.run()
-            self._select((self.pos > self.seen - self.window).any(0))
+            if self.ragged:
+                self._select((self.pos > self.seen - self.window).any(0))
+            else:
+                self._keep(max(self.slots - self.window + 1, 0), self.slots)
             self.left = self.left + before - self.run()
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -200,16 +239,19 @@ class SkipCacheLayer(RowSlots, DynamicLayer):
             )
         self.seen = max(self.seen + tokens_to_remove, 0)
         self.carry = self.carry if self.seen else None
-        self.ok = or_true(self.ok, self.pos) & (self.pos < self.seen)
-        self._select(self.ok.any(0))
-        if bool(self.ok.all()):
-            self.ok = None
+        if self.ragged:
+            self.ok = or_true(self.ok, self.pos) & (self.pos < self.seen)
+            self._select(self.ok.any(0))
+            if bool(self.ok.all()):
+                self.ok = None
+        else:
+            self._keep(0, max(self.slots + tokens_to_remove, 0))
         self._slide()
 
     def reset(self) -> None:
         super().reset()
         self.seen, self.ragged, self.pos, self.ok, self.carry, self.samples = 0, False, None, None, None, None
-        self.left = 0
+        self.left, self.room = 0, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._samples(lambda t: t.index_select(0, beam_idx.to(t.device)))
@@ -233,16 +275,43 @@ class SkipCacheLayer(RowSlots, DynamicLayer):
         if self.pos is not None:
             self.keys, self.values, self.pos = held(self.keys), held(self.values), held(self.pos)
             self.ok = None if self.ok is None else held(self.ok)
+            self.room = None
             self.left = held(self.left) if isinstance(self.left, Tensor) else self.left
             if self.samples == ():
                 self._select(self.pos.new_zeros(self.slots, dtype=torch.bool))
         self.carry = None if self.carry is None else change(self.carry)
 
     def _select(self, columns: Tensor) -> None:
+        """Only these columns stay. Waits for the device."""
         assert self.pos is not None
+        together = range_of(columns.tolist())
+        if together is not None:
+            return self._keep(*together)
         self.prefetch()
         self.keys, self.values, self.pos = self.keys[:, :, columns], self.values[:, :, columns], self.pos[:, columns]
         self.ok = None if self.ok is None else self.ok[:, columns]
+        self.room = None
+
+    def _keep(self, first: int, last: int) -> None:
+        """Only columns ``first`` to ``last`` stay: in place where there is room, else copied, to free the others."""
+        assert self.pos is not None
+        if (first, last) == (0, self.slots):
+            return
+        self.prefetch()
+        room, ok = self.room, self.ok
+        if room is not None and room.holds(self.keys, self.values, self.pos):
+            ours = ok is room.views[3]
+            if room.keep(first, last):
+                self.keys, self.values, self.pos, held_ok = room.views
+                self.ok = held_ok if ours else None if ok is None else ok[:, first:last]
+                return
+        self.room = None
+        self.keys, self.values = _copied(self.keys[:, :, first:last]), _copied(self.values[:, :, first:last])
+        self.pos, self.ok = _copied(self.pos[:, first:last]), None if ok is None else _copied(ok[:, first:last])
+
+
+def _copied(part: Tensor) -> Tensor:
+    return part.clone(memory_format=torch.contiguous_format)
 
 
 def or_true(ok: Tensor | None, pos: Tensor) -> Tensor:
