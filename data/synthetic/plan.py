@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vtskip.data.synthetic.draw import Tone
 from vtskip.data.synthetic.grammar import COLOURS, SHAPES, VERBS, Action
+from vtskip.data.synthetic.holdout import Rules
 
 # In units of the frame's side. Work is done in front of the camera; things on the shelf at the back only look on.
 FRONT, SHELF = (0.5, 0.46), ((0.17, 0.10), (0.50, 0.08), (0.83, 0.10))
 SLIDE = 4  # frames in which a thing slides on to or off the table, at its left or right edge
 APPROACH, HOLD, RETREAT = (3, 6), (7, 11), (3, 6)  # frames, upper ends excluded
+ANY = Rules()
 GAP, LONGEST_GAP, MEAN_WAIT = 5, 30, 8  # frames
 
 
@@ -47,7 +50,10 @@ class Step:
 
 @dataclass
 class Plan:
-    """One clip of ``frames`` source frames. ``fidgets`` are (start, end) of hand movements that touch nothing."""
+    """One clip of ``frames`` source frames. ``fidgets`` are (start, end) of hand movements that touch nothing.
+
+    ``tone`` is the table's, ``dark`` or ``light``; None leaves it to chance.
+    """
 
     uid: str
     seed: tuple[int, ...]
@@ -56,12 +62,17 @@ class Plan:
     things: list[Thing] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     fidgets: list[tuple[int, int]] = field(default_factory=list)
+    tone: Tone | None = None
+
+    def step_at(self, t: int) -> Step | None:
+        """The step whose hand is in the picture at frame ``t``."""
+        return next((s for s in self.steps if s.approach <= t < s.away), None)
 
 
-def _draw(rng: np.random.Generator, previous: Action | None) -> Action:
+def _draw(rng: np.random.Generator, previous: Action | None, rules: Rules, tone: Tone | None) -> Action:
     while True:
         action = Action(*(str(rng.choice(list(words))) for words in (VERBS, COLOURS, SHAPES)))
-        if action != previous:
+        if rules.allows(action, previous, tone):
             return action
 
 
@@ -70,8 +81,8 @@ def _thing(rng: np.random.Generator, colour: str, shape: str, at: tuple[float, f
     return Thing(colour, shape, x, y, side=int(rng.choice([-1, 1])))
 
 
-def make_plan(uid: str, seed: tuple[int, ...], seconds: tuple[float, float], fps: int = 10) -> Plan:
-    """Draw a clip whose length lies between ``seconds``.
+def make_plan(uid: str, seed: tuple[int, ...], seconds: tuple[float, float], fps: int = 10, rules: Rules = ANY) -> Plan:
+    """Draw a clip whose length lies between ``seconds`` and whose steps ``rules`` allow.
 
     Idle gaps between steps last 0.5 to 3 s, by an exponential law, so that the time that has passed does not tell when the
     next step comes. The thing that was worked on makes room for the next one, except where the same thing comes next; a
@@ -79,12 +90,13 @@ def make_plan(uid: str, seed: tuple[int, ...], seconds: tuple[float, float], fps
     """
     rng = np.random.default_rng(seed)
     plan = Plan(uid, seed, int(rng.integers(round(seconds[0] * fps), round(seconds[1] * fps) + 1)))
+    plan.tone = rules.tone(seed)
     for spot in SHELF:
         if rng.random() < 0.6:
             plan.shelf.append(_thing(rng, str(rng.choice(list(COLOURS))), str(rng.choice(list(SHAPES))), spot, 0.03))
     now, previous = 0, None
     while True:
-        action = _draw(rng, previous)
+        action = _draw(rng, previous, rules, plan.tone)
         approach, hold, retreat = (int(rng.integers(*span)) for span in (APPROACH, HOLD, RETREAT))
         gap = min(GAP + int(rng.exponential(MEAN_WAIT)), LONGEST_GAP)
         contact = now + gap + approach

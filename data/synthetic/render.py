@@ -4,29 +4,33 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vtskip.data.synthetic.draw import Canvas, Colour, Point, texture
+from vtskip.data.synthetic.draw import Canvas, Colour, Point, texture, window
 from vtskip.data.synthetic.grammar import COLOURS
+from vtskip.data.synthetic.levels import DEFAULT, LEVELS, Camera, Level
 from vtskip.data.synthetic.plan import SLIDE, Plan, Step, Thing
 
 SKINS = ((238, 190, 158), (214, 160, 124), (176, 120, 86), (128, 84, 60))
 STEEL, DARK, MILK, CLOTH, HANDLE = (222, 228, 236), (20, 18, 20), (252, 252, 248), (120, 240, 244), (40, 36, 40)
 JUG, JUG_SIDE = (96, 64, 130), (66, 42, 96)
-RADIUS, SMALL = 0.19, 0.07  # of a thing in front and on the shelf
+RADIUS, SMALL, CLOCK = 0.19, 0.07, 0.08  # of a thing in front, on the shelf, of the clock
 
 
 class Renderer:
     """Draws the frames of one plan. All randomness comes from the plan's seed."""
 
-    def __init__(self, plan: Plan, size: int, noise: float = 2.0) -> None:
+    def __init__(self, plan: Plan, size: int, level: Level = LEVELS[DEFAULT]) -> None:
         self.plan, self.size = plan, size
+        self.camera, self.still = Camera(level, plan.seed, plan.frames), level.still
+        # what the moving camera may come to see beyond the frame's edges
+        self.margin = 0 if self.still else int(np.ceil(np.abs(self.camera.offsets).max() * size)) + 1
         rng = np.random.default_rng((*plan.seed, 1))
         self.skin: Colour = SKINS[int(rng.integers(len(SKINS)))]
         grey = rng.uniform(40, 110)
         self.sleeve: Colour = (grey, grey, grey)
         self.entry = float(rng.uniform(0.4, 0.6))
-        self.grain = rng.standard_normal((size, size, 1)).astype(np.float32) * noise
+        self.grain = rng.standard_normal((size, size, 1)).astype(np.float32) * level.noise
         self.shifts = rng.integers(0, size, (plan.frames, 2))
-        table = Canvas(texture(rng, size))
+        table = Canvas(texture(rng, size + 2 * self.margin, plan.tone), size, (self.margin, self.margin))
         for thing in plan.shelf:
             draw_thing(table, thing, (thing.x, thing.y), radius=SMALL)
         self.background = table.image
@@ -36,9 +40,26 @@ class Renderer:
         return (self.frame(t) for t in range(self.plan.frames))
 
     def frame(self, t: int) -> np.ndarray:
-        canvas = Canvas(self.background)
-        step = next((s for s in self.plan.steps if s.approach <= t < s.away), None)
+        canvas = self._view(t)
+        self.draw(canvas, t)
+        if self.camera.gains[t] != 1:
+            canvas.image *= np.float32(self.camera.gains[t])
+        canvas.image += np.roll(self.grain, tuple(self.shifts[t]), axis=(0, 1))
+        return np.clip(canvas.image + 0.5, 0, 255).astype(np.uint8)
+
+    def _view(self, t: int) -> Canvas:
+        """The bare table as the camera sees it."""
+        if self.still:
+            return Canvas(self.background)
+        x, y = (float(v) for v in self.camera.offsets[t] * self.size)
+        return Canvas(window(self.background, (self.margin - x, self.margin - y), self.size), self.size, (x, y))
+
+    def draw(self, canvas: Canvas, t: int) -> None:
+        """Everything that lies or moves on the table."""
+        step = self.plan.step_at(t)
         touched = step.thing if step and t >= step.contact and (t < step.end or step.action.verb == "pick") else None
+        if self.camera.clock:
+            self._clock(canvas, self.camera.clock, t)
         for index, thing in enumerate(self.plan.things):
             if thing.born <= t < thing.gone and index != touched:
                 self._rest(canvas, index, thing, t)
@@ -48,8 +69,12 @@ class Renderer:
             if start <= t < end:  # the empty hand shows at the lower edge and touches nothing
                 rise = float(np.sin(np.pi * (t - start + 1) / (end - start + 1)))
                 self._hand(canvas, (self.entry, 1.12 - 0.2 * rise), closed=False)
-        canvas.image += np.roll(self.grain, tuple(self.shifts[t]), axis=(0, 1))
-        return np.clip(canvas.image + 0.5, 0, 255).astype(np.uint8)
+
+    def _clock(self, canvas: Canvas, at: Point, t: int) -> None:
+        """Its hand goes round in two seconds and has nothing to do with what is done."""
+        angle = np.pi * t / 10
+        canvas.disc(at, CLOCK, MILK)
+        canvas.bar(at, _add(at, (0.8 * CLOCK * float(np.sin(angle)), -0.8 * CLOCK * float(np.cos(angle)))), 0.012, DARK)
 
     def _rest(self, canvas: Canvas, index: int, thing: Thing, t: int) -> None:
         """A thing nobody touches: it slides in, lies there with the trace of what was last done to it, and slides out."""

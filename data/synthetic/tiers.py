@@ -17,7 +17,10 @@ from vtskip.data.files import read_json, write_json
 from vtskip.data.synthetic.encode import content_hash, join_videos, write_video
 from vtskip.data.synthetic.export import write_coin, write_ego4d
 from vtskip.data.synthetic.export_ego import groups_of, join, write_egoexo, write_goalstep, write_lta
+from vtskip.data.synthetic.holdout import Rules
+from vtskip.data.synthetic.levels import DEFAULT, LEVELS
 from vtskip.data.synthetic.plan import Plan, make_plan
+from vtskip.data.synthetic.relevance import write_relevance
 from vtskip.data.synthetic.render import RADIUS, Renderer
 from vtskip.errors import ConfigError, DataError, nearest
 
@@ -44,6 +47,7 @@ class Tier:
 TIERS = {
     "smoke": Tier(train=8, val=2, test=2, seconds=(8, 12)),
     "small": Tier(train=96, val=8, test=16, seconds=(17, 20)),
+    "full": Tier(train=560, val=80, test=160, seconds=(20, 40)),
 }
 
 
@@ -53,24 +57,75 @@ def get_tier(name: str) -> Tier:
     return TIERS[name]
 
 
-def _clip(uid: str, seed: tuple[int, ...], tier: Tier, out: Path, recipe: dict[str, Any]) -> None:
-    """One clip: the video, then its timeline as the sign that it is complete."""
-    plan = make_plan(uid, seed, tier.seconds, FPS)
-    video = out / "videos" / f"{uid}.mp4"
-    write_video(video, Renderer(plan, tier.size).frames(), FPS)
+@dataclass(frozen=True)
+class Order:
+    """What is to be made: a tier by its name, at a redundancy level, perhaps with a compositional hold-out.
+
+    With a hold-out training and validation clips lack the held-out combinations, and test clips have nothing else. Raises
+    ConfigError for an unknown name and a negative seed.
+    """
+
+    tier: str
+    seed: int = 0
+    level: str = DEFAULT
+    holdout: str | None = None
+
+    def __post_init__(self) -> None:
+        get_tier(self.tier)
+        Rules(self.holdout)
+        if self.seed < 0:
+            raise ConfigError(f"seed {self.seed}: accepted are 0 and larger")
+        if self.level not in LEVELS:
+            hint = f"{nearest(self.level, LEVELS)}; accepted: {', '.join(LEVELS)}"
+            raise ConfigError(f"unknown redundancy level {self.level!r}{hint}")
+
+    @property
+    def spec(self) -> Tier:
+        return TIERS[self.tier]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What a folder is recognised by; options left at their defaults are not in it."""
+        recipe = {"version": RECIPE, "tier": self.tier, "seed": self.seed, **asdict(self.spec)}
+        recipe["seconds"] = list(self.spec.seconds)
+        changed = {"level": self.level} if self.level != DEFAULT else {}
+        return recipe | changed | ({"holdout": self.holdout} if self.holdout else {})
+
+    @property
+    def splits(self) -> dict[str, list[str]]:
+        return splits_of(self.tier, self.spec)
+
+    def plan(self, number: int) -> Plan:
+        """The plan of a clip by its number over all splits."""
+        unseen = number >= self.spec.train + self.spec.val
+        seed = (self.seed, list(TIERS).index(self.tier), number)
+        uid = f"{self.tier}-{number:04d}"
+        return make_plan(uid, seed, self.spec.seconds, FPS, Rules(self.holdout, unseen))
+
+
+def _clip(order: Order, number: int, out: Path) -> None:
+    """One clip: the video, its relevant areas, then its timeline as the sign that it is complete."""
+    plan, level, size = order.plan(number), LEVELS[order.level], order.spec.size
+    video = out / "videos" / f"{plan.uid}.mp4"
+    write_video(video, Renderer(plan, size, level).frames(), FPS, crf=level.crf)
+    write_relevance(_areas(out, plan.uid), plan, level)
     write_json(
-        out / "timelines" / f"{uid}.json",
+        out / "timelines" / f"{plan.uid}.json",
         {
-            "recipe": recipe,
-            "uid": uid,
-            "seed": list(seed),
+            "recipe": order.recipe,
+            "uid": plan.uid,
+            "seed": list(plan.seed),
             "fps": str(FPS),
             "frames": plan.frames,
-            "size": tier.size,
+            "size": size,
             "hash": content_hash(video),
             "steps": _steps(plan),
         },
     )
+
+
+def _areas(out: Path, uid: str) -> Path:
+    return out / "relevance" / f"{uid}.json"
 
 
 def _steps(plan: Plan) -> list[dict[str, Any]]:
@@ -120,35 +175,37 @@ def splits_of(name: str, tier: Tier) -> dict[str, list[str]]:
     }
 
 
-def make(tier: str, out: str | Path, seed: int = 0, progress: bool = True, workers: int | None = None) -> Path:
+def make(
+    tier: str,
+    out: str | Path,
+    seed: int = 0,
+    progress: bool = True,
+    workers: int | None = None,
+    level: str = DEFAULT,
+    holdout: str | None = None,
+) -> Path:
     """Write the tier to ``out`` and return that folder; does nothing where it is already complete.
 
-    Holds ``videos/*.mp4``, ``coin/``, ``ego4d/``, ``timelines/``, ``splits.json`` and ``manifest.json`` (seed, sizes and the
-    hash of every clip's decoded frames). ``workers`` processes, by default one per core. Raises ConfigError for an unknown
-    tier or a folder that holds another tier or seed.
+    Holds ``videos/*.mp4``, ``coin/``, ``ego4d/``, ``egoexo/``, ``relevance/``, ``timelines/``, ``splits.json`` and
+    ``manifest.json`` (seed, sizes and the hash of every clip's decoded frames). ``workers`` processes, by default one per
+    core. ``level``: of redundancy, see ``levels``; ``holdout``: see ``holdout``. Raises ConfigError for an unknown tier,
+    level or hold-out and for a folder that holds another set.
     """
-    spec, out = get_tier(tier), Path(out)
-    if seed < 0:
-        raise ConfigError(f"seed {seed}: accepted are 0 and larger")
+    order, out = Order(tier, seed, level, holdout), Path(out)
     try:
-        return _make(tier, spec, out, seed, progress, workers)
+        return _make(order, out, progress, workers)
     except OSError as e:
         raise DataError(f"{e.filename or out}: the data set cannot be written ({e.strerror or e})") from None
 
 
-def _make(tier: str, spec: Tier, out: Path, seed: int, progress: bool, workers: int | None) -> Path:
-    recipe = {"version": RECIPE, "tier": tier, "seed": seed, **asdict(spec)}
-    recipe["seconds"] = list(spec.seconds)
+def _make(order: Order, out: Path, progress: bool, workers: int | None) -> Path:
+    recipe, splits = order.recipe, order.splits
     manifest = out / "manifest.json"
     held = read_json(manifest).get("recipe") if manifest.is_file() else None
     if held not in (None, recipe):
         raise ConfigError(f"{out}: holds other synthetic data ({held}); choose another folder or remove it")
-    splits = splits_of(tier, spec)
     uids = [uid for names in splits.values() for uid in names]
-    number = list(TIERS).index(tier)
-    jobs = [
-        (uid, (seed, number, i), spec, out, recipe) for i, uid in enumerate(uids) if not _finished(out, uid, recipe)
-    ]
+    jobs = [(order, i, out) for i, uid in enumerate(uids) if not _finished(out, uid, recipe)]
     if held and not jobs and (out / LAST).is_file():
         return out
     with _progress(progress, len(uids), len(uids) - len(jobs)) as advance:
@@ -156,16 +213,21 @@ def _make(tier: str, spec: Tier, out: Path, seed: int, progress: bool, workers: 
     timelines = [read_json(out / "timelines" / f"{uid}.json") for uid in uids]
     write_coin(out / "coin", timelines, splits)
     write_ego4d(out / "ego4d", timelines)
-    _write_others(out, timelines, splits, spec)
+    _write_others(out, order, timelines)
     write_json(out / "splits.json", splits)
     clips = {t["uid"]: {"frames": t["frames"], "fps": t["fps"], "sha256": t["hash"]} for t in timelines}
     write_json(manifest, {"recipe": recipe, "clips": clips})
     return out
 
 
-def _write_others(out: Path, timelines: list[dict[str, Any]], splits: dict[str, list[str]], spec: Tier) -> None:
-    """GoalStep, Ego-Exo4D, and LTA over the joined clips of ``ego4d/long``."""
-    fidgets = {t["uid"]: make_plan(t["uid"], tuple(t["seed"]), spec.seconds, FPS).fidgets for t in timelines}
+def _write_others(out: Path, order: Order, timelines: list[dict[str, Any]]) -> None:
+    """GoalStep, Ego-Exo4D, LTA over the joined clips of ``ego4d/long``, and areas where an earlier version wrote none."""
+    splits, fidgets = order.splits, {}
+    for number in range(len(timelines)):
+        plan = order.plan(number)
+        fidgets[plan.uid] = plan.fidgets
+        if not _areas(out, plan.uid).is_file():
+            write_relevance(_areas(out, plan.uid), plan, LEVELS[order.level])
     write_goalstep(out / "ego4d", timelines, splits, fidgets)
     write_egoexo(out / "egoexo", timelines, splits)
     joined = {}

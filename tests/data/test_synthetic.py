@@ -71,7 +71,7 @@ def _fail_at_the_fourth():
 
 
 def test_refusals(smoke, tmp_path):
-    with pytest.raises(ConfigError, match=r"unknown tier 'smal'; did you mean 'small'\?; accepted: smoke, small"):
+    with pytest.raises(ConfigError, match=r"unknown tier 'smal'; did you mean 'small'\?; accepted: smoke, small, full"):
         make("smal", tmp_path)
     with pytest.raises(ConfigError, match="seed -1"):
         make("smoke", tmp_path, seed=-1)

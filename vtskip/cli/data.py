@@ -20,10 +20,17 @@ def _group() -> None:
 
 @app.command()
 def make(
-    what: Annotated[str, typer.Argument(metavar="KIND", help="synthetic: clips with COIN and Ego4D annotations")],
+    what: Annotated[str, typer.Argument(metavar="KIND", help="synthetic: clips with annotations in every format")],
     out: Annotated[Path, typer.Option("--out", help="folder to write; finished clips in it are kept")],
-    tier: Annotated[str, typer.Option("--tier", help="smoke (12 clips) or small (120 clips)")] = "smoke",
+    tier: Annotated[str, typer.Option("--tier", help="smoke (12 clips), small (120) or full (800)")] = "smoke",
     seed: Annotated[int, typer.Option("--seed", help="the same seed gives the same pictures and texts")] = 0,
+    level: Annotated[
+        str, typer.Option("--level", help="what changes between frames although nothing happens: L0 (nothing) to L4")
+    ] = "L1",
+    holdout: Annotated[
+        str | None,
+        typer.Option("--holdout", help="keep for the test split: pairs, orders, looks or backgrounds"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate a data set of real video files with annotations in the formats of the public sets."""
@@ -34,7 +41,7 @@ def make(
 
     if what != "synthetic":
         raise ConfigError(f"unknown data set {what!r}{nearest(what, ['synthetic'])}; accepted: synthetic")
-    folder = make_synthetic(tier, out, seed)
+    folder = make_synthetic(tier, out, seed, level=level, holdout=holdout)
     splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
     counts = {name: len(uids) for name, uids in splits.items()}
     if as_json:
