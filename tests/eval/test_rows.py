@@ -7,7 +7,9 @@ import torch
 from vtskip.errors import ConfigError
 from vtskip.eval.guided import Guided, guide, motion
 from vtskip.eval.rows import RowPlan, applied, equal_cost_grid, flops, plan_rows, resampled, row_method
+from vtskip.eval.shard import Shard
 from vtskip.eval.subject import Prompt
+from vtskip.eval.tasks import Generation
 from vtskip.methods import get_method
 from vtskip.streaming.loading import load_stream
 
@@ -104,3 +106,29 @@ def test_given_scores_choose_the_rows(stream, prompt):
         both = model(input_ids=twice, frames=torch.cat([frames, frames])).logits
     assert torch.allclose(both[0], out[1][0], atol=1e-5)
     assert torch.allclose(both[1], out[1][0], atol=1e-5)
+
+
+def test_answers_do_not_depend_on_the_batch(stream, prompt):
+    prompts = [
+        Prompt(
+            [{"role": "user", "content": "Narrate. " * n}, {"role": "stream", "num_frames": n}],
+            prompt.frames[k : k + n],
+        )
+        for k, n in enumerate((1, 4, 2))
+    ] + [Prompt([{"role": "user", "content": "You see it."}], prompt.frames[:0])]
+    for generation in (Generation(max_new_tokens=6), Generation(max_new_tokens=6, num_beams=3, num_return_sequences=2)):
+        with applied(RowPlan("model", stream.method), stream) as subject:
+            together, costs = subject.generate(prompts, generation)
+            alone = [subject.generate([p], generation)[0][0] for p in prompts]
+        assert together == alone
+        assert len({answers[0] for answers in alone}) > 1, "answers that are all the same prove nothing"
+        assert all(len(answers) == generation.num_return_sequences for answers in alone)
+        assert costs[0] is not None
+        assert costs[1:] == [None] * 3
+        assert 0 < costs[0]["first_token_seconds"] <= costs[0]["seconds"]
+
+
+def test_shards_part_the_samples():
+    shares = [Shard(rank, 3).own(range(8)) for rank in range(3)]
+    assert sorted(i for share in shares for i in share) == list(range(8))
+    assert [len(share) for share in shares] == [3, 3, 2]
