@@ -80,13 +80,18 @@ def test_commands_exist_and_the_text_is_short():
 def test_every_measured_number_is_that_of_a_record():
     import json
 
+    from vtskip.eval import sweep
     from vtskip.eval.bench import markdown
 
     measured = TEXT.partition("<!-- records:begin -->")[2].partition("<!-- records:end -->")[0]
+    swept = (ROOT / "docs" / "loss-against-keep.md").read_text(encoding="utf-8")
     records = {p.name: json.loads(p.read_text()) for p in (ROOT / "eval" / "records").glob("*.json")}
-    assert set(re.findall(r"eval/records/(\w+\.json)", measured)) == set(records)
+    assert set(re.findall(r"eval/records/(\w+\.json)", measured + swept)) == set(records)
     assert markdown(records["bench_cpu.json"]) in measured
     assert accuracy_table(records["demo.json"]) in measured
+    assert sweep.markdown(records["sweep_smollm2.json"]) in swept
+    tuned = records["sweep_smollm2.json"]["router_tuning"]
+    assert f"from {tuned['loss_before']:.3f} to {tuned['loss_after']:.3f}" in swept
 
 
 def accuracy_table(record: dict) -> str:
