@@ -1,0 +1,119 @@
+"""Relevant and moving areas against the pictures themselves, and on patch grids."""
+
+import numpy as np
+import pytest
+
+from vtskip.data.files import read_json
+from vtskip.data.synthetic.levels import LEVELS
+from vtskip.data.synthetic.plan import make_plan
+from vtskip.data.synthetic.relevance import KINDS, is_moving, is_relevant, rasterise, relevance
+from vtskip.data.synthetic.render import RADIUS, Renderer
+
+GRID = (20, 20)
+SIZE = 80  # pixels: four by four per cell
+
+
+def _plan(number, seconds=(8, 12)):
+    return make_plan(str(number), (3, 0, number), seconds)
+
+
+def _changed(renderer, t):
+    """Cells whose pixels clearly differ from the frame before."""
+    a, b = (renderer.frame(k).astype(int) for k in (t - 1, t))
+    strong = np.abs(a - b).max(axis=2) > 40
+    return strong.reshape(20, 4, 20, 4).mean(axis=(1, 3)) >= 0.5
+
+
+@pytest.mark.parametrize("level", ["L0", "L2"])
+def test_what_changes_in_the_picture_is_marked_as_moving(level):
+    plan = _plan(1)
+    value, renderer = relevance(plan, LEVELS[level]), Renderer(plan, SIZE, LEVELS[level])
+    found = changed = 0
+    for t in range(1, plan.frames):
+        cells = _changed(renderer, t)
+        # what is uncovered counts where something was the frame before
+        marked = is_moving(rasterise(value, t, GRID, 0.05)) | (rasterise(value, t - 1, GRID, 0.05) > 0)
+        found, changed = found + (cells & marked).sum(), changed + cells.sum()
+    assert changed > 500 and found > 0.9 * changed
+
+
+def test_the_thing_in_front_is_relevant_from_the_approach_to_the_end():
+    plan = _plan(2)
+    value = relevance(plan, LEVELS["L1"])
+    for step in plan.steps:
+        thing = plan.things[step.thing]
+        cell = int(thing.y * 20), int(thing.x * 20)
+        at = {t: rasterise(value, t, GRID) for t in range(step.approach - 1, step.away)}
+        assert not is_relevant(at[step.approach - 1]).any()
+        for t in range(step.approach, step.end):
+            assert is_relevant(at[t])[cell]
+        assert not any(is_relevant(at[t]).any() for t in range(step.end, step.away))
+        settled = step.approach > thing.born + 5
+        assert not settled or KINDS[at[step.approach][cell]] == "static_relevant"
+        corner = int((thing.y - 1.6 * RADIUS) * 20), int((thing.x - 2.2 * RADIUS) * 20)
+        assert at[step.approach][corner] == 0
+
+
+def test_all_four_kinds_occur_and_motion_does_not_give_relevance_away():
+    """A motion rule would find half of the relevant cells, and half of what it finds would be relevant."""
+    counts = np.zeros(4)
+    for number in range(4):
+        plan = _plan(number)
+        value = relevance(plan, LEVELS["L1"])
+        for t in range(0, plan.frames, 5):
+            counts += np.bincount(rasterise(value, t, (7, 7)).ravel(), minlength=4)
+    shares = counts / counts.sum()
+    assert shares[0] > 0.7
+    assert all(0.02 < share < 0.15 for share in shares[1:])
+    assert 0.25 < shares[3] / (shares[3] + shares[2]) < 0.75
+    assert 0.25 < shares[3] / (shares[3] + shares[1]) < 0.75
+
+
+def test_the_arm_and_the_clock_move_and_tell_nothing():
+    plan = _plan(1)
+    value = relevance(plan, LEVELS["L2"])
+    x, y = Renderer(plan, 16, LEVELS["L2"]).camera.clock
+    dx, dy = value["camera"][0]
+    quiet = rasterise(value, 0, GRID)
+    assert KINDS[quiet[int((y + dy) * 20), int((x + dx) * 20)]] == "moving_irrelevant"
+    assert not is_relevant(quiet).any()
+    step = plan.steps[0]
+    kinds = rasterise(relevance(plan, LEVELS["L1"]), step.contact, GRID)
+    bottom = kinds[-1]
+    assert is_moving(bottom).any() and not is_relevant(bottom).any()
+
+
+def test_areas_follow_the_camera():
+    plan = _plan(2, (10, 12))
+    still, moved = (relevance(plan, LEVELS[name]) for name in ("L1", "L3"))
+    assert still["camera"] is None and len(moved["camera"]) == plan.frames
+    for step in (plan.steps[0], plan.steps[-1]):
+        dx, dy = moved["camera"][step.contact]
+        centres = []
+        for value in (still, moved):
+            rows, columns = np.nonzero(is_relevant(rasterise(value, step.contact, (100, 100))))
+            centres.append((columns.mean() / 100, rows.mean() / 100))
+        (ax, ay), (bx, by) = centres
+        assert abs(bx - ax - dx) < 0.012 and abs(by - ay - dy) < 0.012
+    assert np.ptp(np.array(moved["camera"]), axis=0).max() > 0.05
+
+
+def test_cells_need_their_share_and_the_higher_kind_counts():
+    value = {
+        "camera": None,
+        "areas": [[1, 0, 9, 0, 0, 1, 0.5], [2, 3, 5, 0, 0, 0.5, 0.05], [3, 4, 5, 0.9, 0.9, 1.2, 1.2]],
+    }
+    assert rasterise(value, 0, (2, 2)).tolist() == [[1, 1], [0, 0]]
+    assert rasterise(value, 3, (2, 2)).tolist() == [[1, 1], [0, 0]]
+    assert rasterise(value, 3, (2, 2), share=0.1).tolist() == [[2, 1], [0, 0]]
+    assert rasterise(value, 4, (10, 10))[9].tolist() == [0] * 9 + [3]
+    assert rasterise(value, 9, (2, 3)).tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_the_files_are_small_and_there_for_every_clip(smoke):
+    for uid, clip in read_json(smoke / "manifest.json")["clips"].items():
+        path = smoke / f"relevance/{uid}.json"
+        value = read_json(path)
+        assert (value["uid"], value["frames"], tuple(value["kinds"])) == (uid, clip["frames"], KINDS)
+        assert path.stat().st_size < 100 * clip["frames"]
+        assert all(0 <= start < end <= clip["frames"] for _, start, end, *_ in value["areas"])
