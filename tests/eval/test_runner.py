@@ -117,6 +117,16 @@ def test_same_method_with_another_keep_reuses_the_trained_routers(eval_config):
     assert record["cost"]["model"]["kept_vision"] == pytest.approx([1.0, 0.6, 1.0, 0.6])
 
 
+def test_fewer_patches_are_measured_against_dense_on_all_of_them(eval_config):
+    method = {"name": "uniform", "keep": 0.2, "schedule": {"kind": "constant", "first": 1}}
+    record = run(configured(eval_config, method=method, rows=["dense", "downsample"], live_clips=0))
+    own, dense, fewer = (record["cost"][row] for row in ("model", "dense", "downsample"))
+    assert record["methods"]["downsample"]["pool"] == [1, 2]
+    assert fewer["flops_full_dense"] == dense["flops_full"]
+    assert own["flops_ratio"] <= fewer["flops_ratio"] < 1
+    assert fewer["kv_bytes_dense"] == dense["kv_bytes"]
+
+
 def test_control_rows_copy_counts():
     mod = get_method({"name": "mod", "keep": 0.3, "schedule": {"kind": "constant", "first": 2}})
     control = row_method("random", mod, seed=7)
