@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from vtskip.eval import cost, metrics
 from vtskip.eval.config import EvalConfig
+from vtskip.eval.events import corpus_scores
 from vtskip.eval.provenance import provenance
 from vtskip.eval.records import SampleRecord
+from vtskip.eval.scores import caption_pairs
 from vtskip.eval.statistics import Estimate, difference, estimate
 from vtskip.eval.tasks import Count
 
@@ -32,7 +34,10 @@ def build_record(
     model_lines = [line for line in lines if line["row"] == "model"]
     out: dict[str, Any] = {"name": config.name, "model": config.model, "methods": dict(methods)}
     smaller = {row for row, method in methods.items() if "pool" in method}
-    tasks = {part.task.task: task_record(part, lines, config.seed, smaller) for part in sets}
+    tasks = {
+        part.task.task: task_record(part, lines, config.seed, smaller) | corpus(part, lines, config.tolerances)
+        for part in sets
+    }
     if not config.tasks:
         out |= _streams(config, lines, list(methods)) | {"cost": next(iter(tasks.values()))["cost"]}
     skipped = {name: fault for part in sets for name, fault in part.skipped.items()}
@@ -83,6 +88,19 @@ def task_record(part: "TaskSet", lines: Lines, seed: int, smaller: Collection[st
             if (costs := costs_of(found, by_row["model"] if row in smaller else None))
         },
     }
+
+
+def corpus(part: "TaskSet", lines: Lines, tolerances: Sequence[float]) -> dict[str, Any]:
+    """Caption scores over all pairs of a row at once, as published tables give them; nothing for tasks without captions."""
+    pairs: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    for line in (line for line in lines if line["task"] == part.task.task):
+        for flavour, found in caption_pairs(part.task, line, tolerances).items():
+            pairs.setdefault(line["row"], {}).setdefault(flavour, []).extend(found)
+    found = {
+        row: {flavour: {"pairs": len(p), **corpus_scores(*(zip(*p) if p else ([], [])))} for flavour, p in by.items()}
+        for row, by in pairs.items()
+    }
+    return {"corpus": found} if found else {}
 
 
 def costs_of(lines: Lines, dense_from: Lines | None = None) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def run(config: EvalConfig, progress: Progress | None = None) -> dict[str, Any]:
         raise ConfigError("several processes exchange their results through files: 'out' has to be a folder")
     torch.manual_seed(config.seed)
     method = None if config.method is None else get_method(config.method)
-    checkpoint = load_stream(config.model, config.device, config.dtype)
+    checkpoint = load_stream(config.model, shard.device(config.device), config.dtype)
     if method is not None and not checkpoint.use(method):
         raise ConfigError(
             f"method {config.method!r}: its parameters are not in {config.model}; train it, or leave it out"

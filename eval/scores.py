@@ -153,6 +153,20 @@ def timed(task: Task, data: DataConfig, samples: Sequence[Sample], tolerances: S
     return score
 
 
+def caption_pairs(task: Task, raw: Raw, tolerances: Sequence[float]) -> dict[str, list[tuple[str, str]]]:
+    """flavour -> (said, due) texts of one sample that are compared as captions; empty for tasks without captions."""
+    if task.scores == "free":
+        return {"strict": [(raw["answers"][0], raw["target"])]}
+    if task.scores != "events":
+        return {}
+    said, due, fps = raw["said"], raw["due"], raw["fps"]
+    times = [f / fps for f, _ in due]
+    forced = events.forced_pairs([(f + 1) / fps for f, _ in said], times)
+    matched = events.matched_pairs([f / fps for f, _ in said], times, max(tolerances))
+    pairs = {"reference": forced, "strict": matched}
+    return {flavour: [(said[i][1], due[j][1]) for i, j in found] for flavour, found in pairs.items()}
+
+
 def _captions(said: Sequence[Any], due: Sequence[Any], pairs: Sequence[tuple[int, int]]) -> dict[str, Count]:
     found = events.caption_scores([said[i][1] for i, _ in pairs], [due[j][1] for _, j in pairs])
     return {name: (sum(f[name] for f in found), float(len(found))) for name in ("bleu", "chrf", "exact")}

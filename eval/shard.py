@@ -31,6 +31,18 @@ class Shard:
             return
         import torch.distributed as dist
 
-        if not dist.is_initialized():
+        ours = not dist.is_initialized()
+        if ours:
             dist.init_process_group("gloo", timeout=PATIENCE)
         dist.barrier()
+        if ours:
+            dist.destroy_process_group()
+
+    def device(self, name: str) -> str:
+        """``auto`` for one of several processes is the GPU of its own, where there are any."""
+        if name != "auto" or self.world == 1:
+            return name
+        import torch
+
+        count = torch.cuda.device_count()
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', self.rank)) % count}" if count else name

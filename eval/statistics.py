@@ -7,6 +7,7 @@ Miller 2008, "pairs cluster bootstrap"), the same draws for both sides of a diff
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,7 @@ def _interval(table: np.ndarray, level: float, seed: int, draws: int) -> tuple[f
     count = len(table)
     if count < 2:
         return None, None
-    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    sums = np.tensordot(times, table, axes=1)
+    sums = np.tensordot(_drawn(count, seed, draws), table, axes=1)
     ratios = _ratios(sums[..., 0], sums[..., 1])
     values = ratios[:, 0] if ratios.shape[1] == 1 else ratios[:, 0] - ratios[:, 1]
     values = values[np.isfinite(values)]
@@ -84,6 +84,12 @@ def _interval(table: np.ndarray, level: float, seed: int, draws: int) -> tuple[f
         return None, None
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=4)
+def _drawn(count: int, seed: int, draws: int) -> np.ndarray:
+    """``[draws, count]``: how often each cluster is drawn; the same for every metric of a table."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws).astype(float)
 
 
 def _ratios(values: Any, weights: Any) -> np.ndarray:

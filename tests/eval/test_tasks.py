@@ -189,8 +189,28 @@ def test_rollout_keeps_its_own_replies(checkpoint, eval_config, tmp_path):
         assert line["due"], "the annotation's texts"
     strict = task["rows"]["model"]["strict"]
     assert {"timing_f1@1", "miss_rate", "false_triggers_per_minute", "chrf", "bleu", "exact"} <= strict.keys()
+    said = [len(line["said"]) for line in lines[:2]]
+    assert task["corpus"]["model"]["reference"]["pairs"] == sum(len(x["due"]) for x, n in zip(lines, said) if n)
     # texts at 1 s and 2.5 s of one clip and 2 s of the other: the first frame, and 3 frames later
     assert [frame for line in lines[:2] for frame, _ in line["due"]] == [0, 3, 0]
+
+
+def test_goalstep_and_ego_exo_are_streams_and_rollouts(checkpoint, clips, tmp_path):
+    steps = [
+        {"start_time": float(i), "end_time": i + 1.0, "step_description": f"cuts the {w}"} for i, w in enumerate("ab")
+    ]
+    (tmp_path / "goalstep.json").write_text(json.dumps({"videos": [{"video_uid": "a", "segments": steps}]}))
+    told = [{"timestamp": t, "text": "C opens the lid.", "ego_visible": True} for t in (1.0, 2.0)]
+    (tmp_path / "atomic.json").write_text(
+        json.dumps({"annotations": {"b": [{"rejected": False, "descriptions": told}]}})
+    )
+    videos = {"videos": str(clips / "videos")}
+    goalstep = {"kind": "goalstep", "annotations": str(tmp_path / "goalstep.json"), **videos}
+    egoexo = {"kind": "egoexo_atomic", "annotations": str(tmp_path / "atomic.json"), **videos}
+    names = {"goalstep_narration": goalstep, "egoexo_narration": egoexo}
+    tasks = [{"task": name + end, "data": data} for name, data in names.items() for end in ("", "_rollout")]
+    record = run(configured(checkpoint, tasks=tasks))
+    assert [(t["evaluator"], t["n_items"]) for t in record["tasks"].values()] == [("stream", 1), ("rollout", 1)] * 2
 
 
 def test_due_replies_stand_at_the_frame_before_them(eval_config):

@@ -52,7 +52,8 @@ def cost_table(cost: dict[str, Any], frame_tokens: int) -> Table:
 
 def eval_table(record: dict[str, Any]) -> Table:
     """Accuracy beside cost, one line per row, within 80 columns; cost is relative to dense."""
-    title = f"{record['name']}: {record['n_samples']} conversations, {record['n_turns']} turns"
+    counted = f"{record['n_samples']} conversations of {record['n_videos']} videos, {record['n_turns']} turns"
+    title = f"{record['name']}: {counted}"
     table = Table("row", title=title, box=box.SIMPLE_HEAD, padding=0)
     for name in [*ACCURACY, *COST]:
         table.add_column(name, justify="right", no_wrap=True)
