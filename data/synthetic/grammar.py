@@ -64,7 +64,7 @@ def actions() -> list[Action]:
 
 
 def sentences() -> list[str]:
-    """Every text of every export, tags removed: what a vocabulary must cover."""
+    """Every text of the COIN and Ego4D narration files, tags removed: what a vocabulary must cover."""
     from vtskip.data.timeline import clean_text
 
     steps = actions()
