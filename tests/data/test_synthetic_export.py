@@ -122,6 +122,12 @@ def test_joined_videos_are_the_clips_frame_for_frame(smoke, lines):
     second = read_frames(smoke / f"videos/{train[1]}.mp4", [0, 7, b - 1])
     assert (read_frames(video, [a, a + 7, a + b - 1]) == second).all()
     assert (read_frames(video, [a - 1]) == read_frames(smoke / f"videos/{train[0]}.mp4", [a - 1])).all()
+    import av
+
+    with av.open(str(video)) as held:
+        times = [float(p.pts * p.time_base) for p in held.demux(video=0) if p.pts is not None]
+    total = sum(lines[uid]["frames"] for uid in train)
+    assert times == pytest.approx([k / RATE for k in range(total)])
 
 
 def test_groups_have_enough_actions_and_lose_no_clip():
