@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vtskip.data.files import read_json
+from vtskip.data.synthetic.grammar import COLOURS
 from vtskip.data.synthetic.levels import LEVELS
 from vtskip.data.synthetic.plan import make_plan
 from vtskip.data.synthetic.relevance import KINDS, is_moving, is_relevant, rasterise, relevance
@@ -119,3 +120,33 @@ def test_the_files_are_small_and_there_for_every_clip(smoke):
         assert (value["uid"], value["frames"], tuple(value["kinds"])) == (uid, clip["frames"], KINDS)
         assert path.stat().st_size < 100 * clip["frames"]
         assert all(0 <= start < end <= clip["frames"] for _, start, end, *_ in value["areas"])
+
+
+def _probe(features, labels):
+    """Share right on the second half of a ridge regression on the first, to one class of four."""
+    x = np.asarray(features)
+    half = len(x) // 2
+    x = (x - x[:half].mean(axis=0)) / (x[:half].std(axis=0) + 1e-6)
+    x = np.hstack([x, np.ones((len(x), 1))])
+    targets = np.eye(len(COLOURS))[labels]
+    weights = np.linalg.solve(x[:half].T @ x[:half] + 5 * np.eye(x.shape[1]), x[:half].T @ targets[:half])
+    return ((x[half:] @ weights).argmax(axis=1) == np.asarray(labels)[half:]).mean()
+
+
+def test_irrelevant_cells_do_not_leak_the_colour_that_relevant_ones_show():
+    """A linear probe on mean and spread of each sort of cell: near the blind quarter on the one, far above on the other."""
+    told, rest, labels = [], [], []
+    for number in range(70):
+        plan = _plan(number)
+        value, renderer = relevance(plan, LEVELS["L1"]), Renderer(plan, SIZE, LEVELS["L1"])
+        for step in plan.steps:
+            frame = renderer.frame(step.contact).astype(float)
+            mask = np.kron(is_relevant(rasterise(value, step.contact, GRID, 0.01)), np.ones((4, 4), bool))
+            for part, keep in ((told, mask), (rest, ~mask)):
+                pixels = frame[keep]
+                part.append([*pixels.mean(axis=0), *pixels.std(axis=0), *np.diff(pixels.mean(axis=0))])
+            labels.append(list(COLOURS).index(step.action.colour))
+    assert len(labels) > 150
+    assert _probe(told, labels) > 0.7
+    # three standard deviations over chance for this many steps
+    assert _probe(rest, labels) < 0.25 + 3 * np.sqrt(0.25 * 0.75 / (len(labels) / 2))
