@@ -7,7 +7,7 @@ another run (other settings, model, samples or version) are thrown away, and so 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ class Journal:
             for line in _lines(path, self.run):
                 self.done[key_of(line)] = line
 
-    def add(self, line: dict[str, Any]) -> None:
-        """One finished sample, on disk before this returns."""
-        self.done[key_of(line)] = line
+    def add(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Samples that were finished together, on disk before this returns and never in part: they share their cost."""
+        self.done |= {key_of(line): line for line in lines}
         if self.path is None:
             return
         if self._file is None:
             self._start(self.path)
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
         self._file.flush()
 
     def _start(self, path: Path) -> None:

@@ -94,8 +94,8 @@ def corpus(part: "TaskSet", lines: Lines, tolerances: Sequence[float]) -> dict[s
     """Caption scores over all pairs of a row at once, as published tables give them; nothing for tasks without captions."""
     pairs: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for line in (line for line in lines if line["task"] == part.task.task):
-        for flavour, found in caption_pairs(part.task, line, tolerances).items():
-            pairs.setdefault(line["row"], {}).setdefault(flavour, []).extend(found)
+        for flavour, texts in caption_pairs(part.task, line, tolerances).items():
+            pairs.setdefault(line["row"], {}).setdefault(flavour, []).extend(texts)
     found = {
         row: {flavour: {"pairs": len(p), **corpus_scores(*(zip(*p) if p else ([], [])))} for flavour, p in by.items()}
         for row, by in pairs.items()

@@ -1,7 +1,8 @@
 """Run an evaluation: ask the model every sample of every task under every row, take the metrics, write one record."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from vtskip.streaming.loading import StreamCheckpoint, load_stream
 
 Progress = Callable[[str, int, int], None]
 Line = dict[str, Any]
-Answer = Callable[[list[Sample]], Iterator[Line | None]]  # raw outcomes in order, None for what could not be read
 FRAME_BYTES = 256 << 20  # decoded frames kept from row to row
 
 
@@ -65,6 +65,14 @@ def run(config: EvalConfig, progress: Progress | None = None) -> dict[str, Any]:
         write_atomic(Path(config.out) / "record.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
         evaluation.journal.close(remove=True)
     return record
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a row answers: raw outcomes of ``batch`` samples at a time, in order, None for what could not be read."""
+
+    ask: Callable[[list[Sample]], list[Line | None]]
+    batch: int = 1
 
 
 class Evaluation:
@@ -137,37 +145,39 @@ class Evaluation:
         for name in self.priors:
             self._row(name, partial(self._guessed, name))
 
-    def _row(self, row: str, outcomes: Callable[[TaskSet], Answer | None]) -> None:
+    def _row(self, row: str, answers: Callable[[TaskSet], Answer | None]) -> None:
         work = [(part, self.shard.own(part.samples)) for part in self.sets]
         total, done = sum(len(samples) for _, samples in work), 0
         for part, samples in work:
-            answer = outcomes(part)
+            answer = answers(part)
             if answer is None:  # a row that has no meaning for this task
                 done += len(samples)
                 continue
             fresh = [s for s in samples if (row, part.task.task, s.uid) not in self.journal.done]
             done += len(samples) - len(fresh)
-            for sample, line in zip(fresh, answer(fresh), strict=True):
-                head = {"row": row, "task": part.task.task, "uid": sample.uid}
-                if line is None:
-                    self.journal.add(head | {"skipped": part.skipped[sample.uid]})
-                else:
-                    scored = {"cluster": part.cluster(sample)} | line | {"scores": part.scorer(sample, line)}
-                    self.journal.add(head | scored)
-                done += 1
+            for start in range(0, len(fresh), answer.batch):
+                batch = fresh[start : start + answer.batch]
+                outcomes = zip(batch, answer.ask(batch), strict=True)
+                self.journal.add([self._line(row, part, sample, raw) for sample, raw in outcomes])
+                done += len(batch)
                 self.progress(row, done, total)
+
+    def _line(self, row: str, part: TaskSet, sample: Sample, raw: Line | None) -> Line:
+        head = {"row": row, "task": part.task.task, "uid": sample.uid}
+        if raw is None:
+            return head | {"skipped": part.skipped[sample.uid]}
+        return head | {"cluster": part.cluster(sample)} | raw | {"scores": part.scorer(sample, raw)}
 
     def _asked(self, subject: StreamSubject, part: TaskSet) -> Answer:
         one = {"stream": self._stream, "rollout": self._rollout}.get(part.task.evaluator)
         if one is None:
-            return lambda samples: self._answers(part, subject, samples)
+            return Answer(partial(self._answers, part, subject), self.config.batch_size if subject.batches else 1)
 
-        def each(samples: list[Sample]) -> Iterator[Line | None]:
-            for sample in samples:
-                frames = self._read(part, sample)
-                yield None if frames is None else one(part, subject, sample, Prompt(sample.conversation, frames))
+        def ask(samples: list[Sample]) -> list[Line | None]:
+            read = [(sample, self._read(part, sample)) for sample in samples]
+            return [None if f is None else one(part, subject, s, Prompt(s.conversation, f)) for s, f in read]
 
-        return each
+        return Answer(ask)
 
     def _stream(self, part: TaskSet, subject: StreamSubject, sample: Sample, prompt: Prompt) -> Line:
         config = self.config
@@ -183,37 +193,30 @@ class Evaluation:
         said, cost = subject.rollout(prompt, sample.fps, at, most)
         return {"fps": sample.fps, "said": [list(s) for s in said], "due": due_replies(sample), "cost": cost}
 
-    def _answers(self, part: TaskSet, subject: StreamSubject, samples: list[Sample]) -> Iterator[Line | None]:
-        size = self.config.batch_size if subject.batches else 1
-        for start in range(0, len(samples), size):
-            batch = [(s, self._read(part, s)) for s in samples[start : start + size]]
-            prompts = [Prompt(question(s), frames) for s, frames in batch if frames is not None]
-            answers, costs = subject.generate(prompts, part.task.generation) if prompts else ([], [])
-            found = iter(zip(answers, costs))
-            for sample, frames in batch:
-                if frames is None:
-                    yield None
-                    continue
-                texts, cost = next(found)
-                yield {"answers": texts, "target": answer_of(sample), "cost": cost}
+    def _answers(self, part: TaskSet, subject: StreamSubject, samples: list[Sample]) -> list[Line | None]:
+        read = [(sample, self._read(part, sample)) for sample in samples]
+        prompts = [Prompt(question(sample), frames) for sample, frames in read if frames is not None]
+        found = zip(*subject.generate(prompts, part.task.generation)) if prompts else iter(())
+        lines: list[Line | None] = []
+        for sample, frames in read:
+            texts, cost = (None, None) if frames is None else next(found)
+            lines.append(texts and {"answers": texts, "target": answer_of(sample), "cost": cost})
+        return lines
 
     def _guessed(self, row: str, part: TaskSet) -> Answer | None:
         if not has_prior(row, part.task.evaluator, part.data.task):
             return None
+        known, _ = read_samples(part.data.model_copy(update={"split": self.config.prior_split}), skip=True)
+        guess = prior(row, known)
 
-        def guess(samples: list[Sample]) -> Iterator[Line | None]:
-            if not samples:
-                return
-            known, _ = read_samples(part.data.model_copy(update={"split": self.config.prior_split}), skip=True)
-            answer = prior(row, known)
-            for sample in samples:
-                if sample.uid in part.skipped:
-                    yield None
-                else:
-                    texts = [answer(sample)] * part.task.generation.num_return_sequences
-                    yield {"answers": texts, "target": answer_of(sample), "cost": None}
+        def ask(samples: list[Sample]) -> list[Line | None]:
+            times = part.task.generation.num_return_sequences
+            return [
+                None if s.uid in part.skipped else {"answers": [guess(s)] * times, "target": answer_of(s), "cost": None}
+                for s in samples
+            ]
 
-        return guess
+        return Answer(ask)
 
     def lines(self) -> list[Line]:
         """All finished samples, by row, task and sample."""

@@ -115,7 +115,7 @@ def test_a_journal_survives_whatever_is_in_its_file(tmp_path):
         (tmp_path / "samples.partial.0.jsonl").write_text(text)
         assert loaded("mine") == [], text
     journal = Journal(tmp_path, "mine")
-    journal.add({"row": "model", "task": "t", "uid": "u"})
+    journal.add([{"row": "model", "task": "t", "uid": "u"}])
     journal.close()
     assert loaded("mine", rank=1) == [("model", "t", "u")]
     assert loaded("other") == []
