@@ -60,7 +60,7 @@ def test_the_default_clips_are_those_of_recipe_1():
             assert plan.pop("tone") is None
             digest.update(json.dumps(plan, default=str).encode())
     assert digest.hexdigest() == "ab43de6fd8a3d0c99ff34702ed8ae53195513a5af1275d315b1dd192746a3677"
-    assert tiers.RECIPE == 1
+    assert tiers.RECIPE == 2
     recipe = {
         "version": 1,
         "tier": "smoke",
