@@ -78,6 +78,25 @@ def test_finished_samples_are_not_asked_again_and_the_record_is_the_same(config,
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["record.json", "samples.jsonl"]
 
 
+def test_the_cost_of_a_batch_is_counted_once(checkpoint, coin, tmp_path, monkeypatch):
+    values = {"model": str(checkpoint), "data": coin, "tasks": ["coin_step"], "rows": ["random"], "batch_size": 2}
+    whole = run(configured(values, out=str(tmp_path / "whole")))
+    calls, real = [], StreamSubject.generate
+
+    def generate(self, prompts, generation):
+        calls.append(len(prompts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, prompts, generation)
+
+    monkeypatch.setattr(StreamSubject, "generate", generate)
+    again = values | {"out": str(tmp_path / "again")}
+    with pytest.raises(KeyboardInterrupt):
+        run(configured(again))
+    assert timeless(run(configured(again))) == timeless(whole)
+    assert calls == [2, 2, 1, 1, 2, 2, 1]
+
+
 def test_another_run_s_samples_are_not_taken(config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         killed(patch, after=3)
