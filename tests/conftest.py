@@ -20,6 +20,8 @@ DEFAULT_GOLDEN = ROOT / "tests" / "golden" / "data"
 # Before torch is imported anywhere: two OpenMP threads beside a second test process are far slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not Path("/proc/driver/nvidia").exists():  # read when Triton is first imported, by whatever imports it
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
 # The tests judge this checkout, here and in the processes they start, whatever else is installed.
 sys.path.insert(0, str(ROOT))
