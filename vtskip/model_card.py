@@ -16,6 +16,7 @@ from vtskip.cost import kv_row_bytes
 from vtskip.models.families import decoder_of
 from vtskip.plan import SCORES, VIT_CLS, RowMap
 from vtskip.runtime.attach import Handle
+from vtskip.runtime.last_rows import read_part
 from vtskip.runtime.report import LayerReport, Report, make_report
 from vtskip.runtime.stats import StepState
 
@@ -88,7 +89,11 @@ def reference_report(handle: Handle, seed: int = 0) -> Report:
     rows.memo |= {(SCORES, i): noise(1, length) for i in range(len(layers))} | {VIT_CLS: noise(1, length)}
     for i, layer in enumerate(layers):
         if hasattr(layer, "vtskip"):
-            state.record(i, layer.vtskip(rows, hidden), 0)
+            planner = layer.vtskip
+            plan = part = planner(rows, hidden)
+            if handle.last_rows_alone and i == len(layers) - 1:
+                part = read_part(plan, rows, 1, planner.compact)
+            state.record(i, plan, 0, ran=part)
     state.finish(1, length, None)
     state.logit_rows = 1
     row_bytes = kv_row_bytes(handle.shape, weight.element_size())

@@ -22,6 +22,7 @@ from vtskip.models.sharding import elsewhere
 from vtskip.plan import MOVABLE, VIT_CLS, DecoderShape, LayerPlan, Planner, RowMap
 from vtskip.runtime.checkpoints import hand_back, take_over
 from vtskip.runtime.forwards import found, is_in, put_in, router_device, take_out
+from vtskip.runtime.last_rows import WholeLayer, logit_rows_hooks
 from vtskip.runtime.layer import Execution, LayerRuntime, native
 from vtskip.runtime.masks import backend
 from vtskip.runtime.report import Report, make_report
@@ -43,7 +44,12 @@ class MethodLike(Protocol):
     def planners(self, shape: DecoderShape) -> Sequence[Planner | None]: ...
 
 
-def attach(model: nn.Module, method: MethodLike | dict[str, Any] | str | Path, bucket: int | None = None) -> Handle:
+def attach(
+    model: nn.Module,
+    method: MethodLike | dict[str, Any] | str | Path,
+    bucket: int | None = None,
+    last_rows: bool = True,
+) -> Handle:
     """Make a stock Hugging Face model skip layers by ``method``; weights, keys and class names stay as they are.
 
     Args:
@@ -51,6 +57,8 @@ def attach(model: nn.Module, method: MethodLike | dict[str, Any] | str | Path, b
         method: a method object, a dict (``{"name": "mod", "keep": 0.2}``), a name, or the path of a YAML file.
         bucket: for ``torch.compile``: how many rows run is rounded up to multiples of this, with fillers that change no
             result, so that inputs with different numbers of images share their graphs. None: only the rows themselves.
+        last_rows: where a forward with vision rows is asked for logits of the last rows alone (``logits_to_keep``, as
+            ``generate`` does), the last layer computes no others. The logits are the same; not with a bucket.
 
     Returns:
         A handle: ``detach()`` restores the model bit for bit, ``report()`` says what ran; also a context manager.
@@ -67,7 +75,7 @@ def attach(model: nn.Module, method: MethodLike | dict[str, Any] | str | Path, b
         from importlib import import_module  # by name: the executor must not depend on the methods
 
         method = import_module("vtskip.methods").get_method(method)
-    return Handle(model, cast(MethodLike, method), bucket)
+    return Handle(model, cast(MethodLike, method), bucket, last_rows)
 
 
 def attached(model: nn.Module) -> Handle | None:
@@ -78,7 +86,7 @@ def attached(model: nn.Module) -> Handle | None:
 class Handle:
     """An attached method. Use ``with attach(model, method) as handle`` to have it taken off at the end."""
 
-    def __init__(self, model: nn.Module, method: MethodLike, bucket: int | None = None):
+    def __init__(self, model: nn.Module, method: MethodLike, bucket: int | None = None, last_rows: bool = True):
         self.model = model = unwrap(model)
         before = attached(model)
         if before is not None:
@@ -88,7 +96,7 @@ class Handle:
         check_layers(decoder.layers)
         self.method: MethodLike = method
         self.shape = shape_of(decoder)
-        planners = method.planners(self.shape)
+        planners: list[Planner | None] = list(method.planners(self.shape))
         self.state = StepState(every_step=any(p is not None and p.every_step for p in planners), bucket=bucket)
         self.state.reset(self.shape.layers)
         self._hooks: list[Any] = []
@@ -109,6 +117,11 @@ class Handle:
             raise ModelError(f"{method.name} moves rows by the exact sizes of the images; attach it without a bucket")
         if VIT_CLS in needs:
             self._hooks = watch_cls(base, family, model.config, self.state, method.name)
+        logit_hooks = logit_rows_hooks(model, self.state) if last_rows and bucket is None else []
+        self._hooks += logit_hooks
+        self.last_rows_alone = bool(logit_hooks)  # the last layer may run the rows alone whose logits are asked for
+        if logit_hooks and planners[-1] is None:
+            planners[-1] = WholeLayer()
         self._layers: list[nn.Module] = []
         for i, (layer, planner) in enumerate(zip(decoder.layers, planners)):
             if planner is not None:

@@ -25,6 +25,7 @@ from vtskip.plan import CARRIED, LIVE, SCORES, VIT_CLS, LayerPlan, RowMap, RowSe
 from vtskip.runtime.attention import last_row_scores, query_attention
 from vtskip.runtime.cache import Sink, append, cache_layer, is_static, skip_layer
 from vtskip.runtime.checkpoints import checkpointed, checkpointing, own_forward
+from vtskip.runtime.last_rows import WholeLayer, read_part
 from vtskip.runtime.masks import StepMask, backend, document_starts, packed, refuse_static_flex, window_of
 from vtskip.runtime.slots import RowSlots, SkipCacheLayer
 from vtskip.runtime.static_slots import StaticSkipLayer
@@ -58,6 +59,9 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
     rows = run.shared.rows
     if rows is None or not (rows.has_vision or planner.every_step or run.shared.uniform):
         return text_step(layer, hidden_states, kwargs)
+    last = run.shared.last_columns if run.index == len(run.shared.layers) - 1 and rows.has_vision else 0
+    if isinstance(planner, WholeLayer) and not last:
+        return text_step(layer, hidden_states, kwargs)
     if rows.vision.device != hidden_states.device:  # the first layer on another device
         rows = run.shared.rows = rows.to(hidden_states.device)
     stored = cache_layer(kwargs.get("past_key_values"), run.index)
@@ -78,10 +82,11 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
     if rows.bounds:
         for bounded in (plan.attend, plan.expose, plan.ffn, plan.cache):
             bounded.bounds = True
-    execution = Execution(layer, rows, plan, hidden_states, kwargs)
+    part = read_part(plan, rows, last, planner.compact) if last else plan
+    execution = Execution(layer, rows, part, hidden_states, kwargs)
     if plan.score:
         rows.memo[SCORES, run.index] = scores(layer, rows, hidden_states, kwargs)
-    run.shared.record(run.index, plan, execution.slots, execution.attend.samples)
+    run.shared.record(run.index, plan, execution.slots, execution.attend.samples, part)
     out = execution.run(hidden_states)
     if plan.carry is not None and execution.cache is not None:
         skip_layer(execution.cache, run.index).carry = plan.carry

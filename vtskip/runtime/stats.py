@@ -61,11 +61,13 @@ class StepState:
             steps without, which ran everywhere.
         every_step: some layer wants a plan on steps without vision rows too; ``rows`` then holds text rows there.
         bucket: round the numbers of rows that run up to multiples of this.
+        asked: (thread, rows) of a forward of the whole model that wants logits of so many last rows alone; 0: of all.
+        last_columns: the same for the running forward of the decoder.
         uniform: every process has to call the same modules in this forward, whatever its rows.
         aux: auxiliary losses of the running forward.
         vit_cls: ``[images, rows]`` attention of the vision tower's CLS token, of the images of the running forward.
-        running: layer -> (its plan, rows already cached, the samples that attend or None for all) of the current forward;
-            ``plans`` of the last one with vision rows.
+        running: layer -> (its plan, rows already cached, the samples that attend or None for all, the part of the plan that
+            ran) of the current forward; ``plans`` of the last one with vision rows.
         owner: the thread whose forward is running, if one is.
     """
 
@@ -83,7 +85,9 @@ class StepState:
     forwards: int = 0
     kv_bytes: int = 0
     kv_bytes_dense: int = 0
-    running: dict[int, tuple[LayerPlan, int, tuple[int, ...] | None]] = field(default_factory=dict)
+    asked: tuple[int, int] = (0, 0)
+    last_columns: int = 0
+    running: dict[int, tuple[LayerPlan, int, tuple[int, ...] | None, LayerPlan]] = field(default_factory=dict)
     last_rows: RowMap | None = None
     plans: dict[int, LayerPlan] = field(default_factory=dict)
     owner: dict[str, int] = field(default_factory=dict)
@@ -116,9 +120,19 @@ class StepState:
     def begin(self, rows: RowMap | None) -> None:
         self.rows = rows
         self.running, self.aux, self.vit_cls = {}, [], None
+        thread, self.last_columns = self.asked
+        if self.uniform or thread != get_ident():
+            self.last_columns = 0
 
-    def record(self, layer: int, plan: LayerPlan, slots: int, samples: tuple[int, ...] | None = None) -> None:
-        self.running[layer] = (plan, slots, samples)
+    def record(
+        self,
+        layer: int,
+        plan: LayerPlan,
+        slots: int,
+        samples: tuple[int, ...] | None = None,
+        ran: LayerPlan | None = None,
+    ) -> None:
+        self.running[layer] = (plan, slots, samples, ran or plan)
         if plan.aux is not None:
             self.aux.append(plan.aux.to(self.aux[0].device) if self.aux else plan.aux)
 
@@ -168,6 +182,7 @@ class StepState:
         plan: LayerPlan,
         slots: int,
         samples: tuple[int, ...] | None,
+        part: LayerPlan,
     ) -> None:
         assert self.rows is not None
         step = self.rows
@@ -175,20 +190,20 @@ class StepState:
 
         def ran(rows: Any) -> int:  # a set of all rows runs ungathered, padding included
             width = length if step.is_all(rows) else rows.width
-            return width * (attending if rows is plan.attend else batch)
+            return width * (attending if rows is part.attend else batch)
 
         def seen(rows: Any) -> int:  # vision rows in a set; only a method that looks at every step may leave out text
             if self.every_step or step.bounds:
                 return int((rows.mask & step.vision).sum())
             return sum(rows.counts) - sum(step.text_counts)
 
-        attend, expose = ran(plan.attend), ran(plan.expose)
+        attend, expose = ran(part.attend), ran(part.expose)
         count.rows += batch * length
         count.attend += attend
         count.expose += expose
-        count.ffn += ran(plan.ffn)
-        count.cache += ran(plan.cache)
-        count.pairs += attend * (slots + expose // (attending if plan.expose is plan.attend else batch))
+        count.ffn += ran(part.ffn)
+        count.cache += ran(part.cache)
+        count.pairs += attend * (slots + expose // (attending if part.expose is part.attend else batch))
         count.vision += vision
         count.kept += seen(plan.attend)
         count.kept_ffn += seen(plan.ffn)
