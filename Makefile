@@ -14,9 +14,10 @@ DEMO := runs/demo
 # Idle OpenMP threads must not spin: on two busy cores that costs more than the second thread brings.
 DEMO_ENV := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: help setup demo test test-slow test-oldest lint format clean
+.PHONY: help setup demo eval-small test test-slow test-oldest lint format clean
 help:
 	@echo "make demo       set up, make video clips, fine-tune a small model that skips, narrate a clip, evaluate"
+	@echo "make eval-small the demo's model on all tasks, against all baselines: report.md and report.png (makes the demo first)"
 	@echo "make test       set up, run the tests"
 	@echo "make test-slow  the tests that 'make test' leaves out"
 	@echo "make test-oldest the core tests on the oldest transformers that is supported"
@@ -49,6 +50,13 @@ demo: setup
 	@for file in config.json vtskip_config.json narration.vtt narration.json record.json; do \
 	  test -s $(DEMO)/$$file || { echo "$(DEMO)/$$file is missing" >&2; exit 1; }; done
 	@echo "== done: $(DEMO) holds the checkpoint, narration.vtt, narration.json and record.json"
+
+# Started again after an interruption, it goes on where it was.
+eval-small: setup
+	@test -s $(DEMO)/record.json || $(MAKE) --no-print-directory demo
+	@$(DEMO_ENV) $(BIN)/vtskip eval configs/eval/small.yaml
+	@$(DEMO_ENV) $(BIN)/vtskip report $(DEMO)/small --against dense --picture $(DEMO)/small/report.png > $(DEMO)/small/report.md
+	@echo "== done: $(DEMO)/small holds record.json, report.md and report.png"
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
