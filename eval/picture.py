@@ -10,7 +10,7 @@ from vtskip.eval.report import estimate_of
 OWN = {"model": "#d1495b", "dense": "#2b2d42"}
 OTHERS = ("#5b7aa8", "#e09f3e", "#5fa777", "#8e6c8a", "#4ba3c3", "#9c6644", "#8d99ae", "#bc4b7b")
 MARKS = "os^vP*XDh<>"
-APART = 0.02  # rows of one cost stand beside each other
+APART = 0.008  # rows of one cost stand beside each other, as the label says
 
 
 def picture(entries: Sequence[Mapping[str, Any]]) -> bytes:
@@ -71,7 +71,7 @@ def _panel(
         shown[name] = axes.plot(place, value, mark, color=colour, markersize=5)[0]
     arrow = "higher" if block["higher_is_better"] else "lower"
     axes.set_title(f"{entries[0]['task']} (n = {block['n_items']} in {block['n_clusters']})", loc="left", fontsize=9)
-    axes.set_xlabel("FLOPs, dense = 1", fontsize=8)
+    axes.set_xlabel("FLOPs, dense = 1 (equal costs side by side)", fontsize=8)
     axes.set_ylabel(f"{block['primary']} ({arrow} is better)", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.margins(x=0.1)
