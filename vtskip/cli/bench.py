@@ -14,12 +14,10 @@ def command(
     ] = None,
 ) -> None:
     """Time prefill, decode and training step of each method against dense, in interleaved rounds."""
-    import json
-
     from rich.console import Console
     from rich.table import Table
 
-    from vtskip._files import write_atomic
+    from vtskip.cli.listing import write_record
     from vtskip.config import load_config
     from vtskip.eval.bench import BenchConfig, run
 
@@ -27,13 +25,8 @@ def command(
     console = Console(stderr=True)
     with console.status("building the model") as status:
         record = run(settings, progress=status.update)
-    text = json.dumps(record, indent=2) + "\n"
-    if json_file is not None and str(json_file) == "-":
-        print(text, end="")
+    if write_record(record, json_file):
         return
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(json_file, text.encode())
     columns = ("flops", "prefill_time", "decode_time", "train_time", "kv", "peak_memory")
     table = Table(title=f"ratio to dense (noise of the prefill ratio: {record['noise']['prefill']:.3f})")
     table.add_column("method")

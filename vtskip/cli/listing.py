@@ -1,5 +1,6 @@
-"""What ``methods``, ``models`` and ``env`` share: rows as a table for people or as JSON for programs."""
+"""What commands share: rows as a table for people or as JSON for programs, and records as files."""
 
+from pathlib import Path
 from typing import Any
 
 
@@ -30,3 +31,18 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
     return "" if value is None else str(value)
+
+
+def write_record(record: dict[str, Any], file: Path | None) -> bool:
+    """Write a record as JSON to ``file``, or to stdout for ``-``. True if that was all there is to print."""
+    import json
+
+    from vtskip._files import write_atomic
+
+    text = json.dumps(record, indent=2) + "\n"
+    if file is not None and str(file) == "-":
+        print(text, end="")
+        return True
+    if file is not None:
+        write_atomic(file, text.encode())  # makes the folder
+    return False
