@@ -21,10 +21,11 @@ from vtskip.models.layers import check_layers, parts_of
 from vtskip.models.sharding import elsewhere
 from vtskip.plan import MOVABLE, VIT_CLS, DecoderShape, LayerPlan, Planner, RowMap
 from vtskip.runtime.checkpoints import hand_back, take_over
+from vtskip.runtime.execution import Execution
 from vtskip.runtime.forwards import found, is_in, put_in, router_device, take_out
 from vtskip.runtime.last_rows import WholeLayer, logit_rows_hooks
-from vtskip.runtime.layer import Execution, LayerRuntime, native
 from vtskip.runtime.masks import backend
+from vtskip.runtime.native import LayerRuntime, native
 from vtskip.runtime.report import Report, make_report
 from vtskip.runtime.rows import Layout, reader_for
 from vtskip.runtime.stats import StepState, count_logit_rows
