@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vtskip.data.features import FeatureCache
-from vtskip.data.types import Sample
+from vtskip.data.types import Sample, Shown
 from vtskip.data.video import read_frames
 
 IGNORE = -100
@@ -66,23 +66,27 @@ class StreamCollator:
         self.padding, self.generation_prompt = padding, generation_prompt
         self.cache, self.features = FrameCache(cache_frames), features
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        encoded = [self.template.encode(s.conversation, generation_prompt=self.generation_prompt) for s in samples]
+    def __call__(self, samples: Sequence[Sample | Shown]) -> dict[str, torch.Tensor]:
+        """Of samples whose pictures are read here, or that come with them (``vtskip.data.guarded``)."""
+        told = [s.sample if isinstance(s, Shown) else s for s in samples]
+        encoded = [self.template.encode(s.conversation, generation_prompt=self.generation_prompt) for s in told]
         length = max(len(e.input_ids) for e in encoded)
+        shown = [s.vision if isinstance(s, Shown) else self.look(s) for s in samples]
         return {
             "input_ids": self._rows([e.input_ids for e in encoded], length, self.pad_id),
             "attention_mask": self._rows([[1] * len(e.input_ids) for e in encoded], length, 0),
             "labels": self._rows([e.labels for e in encoded], length, IGNORE),
-        } | self._vision(samples)
+            "frames" if self.features is None else "frame_features": torch.cat(shown),
+        }
 
-    def _vision(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """What a batch shows, in row order; empty but there where it shows nothing."""
+    def look(self, sample: Sample) -> torch.Tensor:
+        """What a sample shows, empty but there where it shows nothing. Raises DataError naming the file of a fault."""
         if self.features is not None:
-            parts = [self.features.read(*clip) for sample in samples for clip in sample.clips]
-            return {"frame_features": torch.cat(parts or [self.features.empty()])}
-        clips = [self.cache.read(s, self.image_size) for s in samples if s.frames]
-        frames = np.concatenate(clips) if clips else np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
-        return {"frames": torch.from_numpy(frames)}
+            parts = [self.features.read(*clip) for clip in sample.clips]
+            return torch.cat(parts or [self.features.empty()])
+        if not sample.frames:
+            return torch.zeros(0, self.image_size, self.image_size, 3, dtype=torch.uint8)
+        return torch.from_numpy(self.cache.read(sample, self.image_size))
 
     def _rows(self, rows: list[list[int]], length: int, fill: int) -> torch.Tensor:
         padded = [

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Turn = dict[str, Any]
 
@@ -44,3 +47,10 @@ class Sample:
             runs.append((path, left[:count]))
             left = left[count:]
         return [(path, indices) for path, indices in runs if indices]
+
+
+class Shown(NamedTuple):
+    """A sample with what it shows: frames uint8 ``[N, S, S, 3]``, or features ``[N, F, D]``."""
+
+    sample: Sample
+    vision: "Tensor"
