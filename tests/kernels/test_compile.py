@@ -21,7 +21,7 @@ def build(kernel, types, constants, arch):
             signature[name] = "constexpr"
         elif name in types:
             signature[name] = types[name]
-        elif name in ("scale", "eps", "offset"):
+        elif name in ("scale", "cap", "eps", "offset"):
             signature[name] = "fp32"
         else:
             signature[name] = "i32"
@@ -35,7 +35,7 @@ kind = getattr(torch, name)
 pointer = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}[name]
 compute = attention.compute_type(kind, interpreted=False)
 for ok in (False, True):
-    shared = dict(GROUP=4, D=128, DP=128, BM=64, BN=64, HAS_OK=ok, COMPUTE=compute)
+    shared = dict(GROUP=4, D=128, DP=128, BM=64, BN=64, HAS_OK=ok, HAS_CAP=ok, COMPUTE=compute)
     index = {n: "*i32" for n in ("Lo", "Hi", "First", "Last")} | {"Ok": "*i1"}
     data = {n: pointer for n in ("Q", "K", "V", "Out", "DOut", "DQ", "DK", "DV")} | {"Lse": "*fp32", "Delta": "*fp32"}
     build(attention._forward, data | index, shared | {"SPLITS": 1}, arch)

@@ -32,13 +32,21 @@ def visible_ranges(
 
 
 def gathered_attention(
-    q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor, scale: float, key_ok: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    scale: float,
+    key_ok: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Attention of packed queries on packed keys; queries and keys may be different rows.
 
     Args:
         q: ``[Tq, heads, d]``; k, v: ``[Tk, kv_heads, d]``, each shared by ``heads / kv_heads`` heads in order.
         lo, hi: the keys of each query, see :func:`visible_ranges`. key_ok: ``[Tk]``, False on keys nobody sees.
+        softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
 
     Returns:
         ``[Tq, heads, d]`` in q's type; zeros where a query sees no key.
@@ -51,6 +59,8 @@ def gathered_attention(
     if key_ok is not None:
         seen = seen & key_ok
     logits = torch.einsum("qhd,khd->hqk", q.to(wide), k) * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     weights = logits.masked_fill(~seen, torch.finfo(wide).min).softmax(-1).masked_fill(~seen, 0)
     return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)
 

@@ -23,11 +23,23 @@ def _key_offsets(j, per_sample, stride_b, stride_s):
 
 
 @triton.jit
+def _bend(logits, cap):
+    """``cap * tanh(logits / cap)``. The quotient of exponentials cancels near zero, where the series takes its place."""
+    x = logits / cap
+    square, fade = x * x, tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - fade) / (1.0 + fade)
+    far = tl.where(x < 0, -far, far)
+    tail = -17.0 / 315 + square * (62.0 / 2835 - square * (1382.0 / 155925))
+    near = x + x * square * (-1.0 / 3 + square * (2.0 / 15 + square * tail))
+    return cap * tl.where(square < 0.0625, near, far)
+
+
+@triton.jit
 def _forward(
-    Q, K, V, Lo, Hi, Ok, Out, Lse, scale, tq, tk, per_sample,
+    Q, K, V, Lo, Hi, Ok, Out, Lse, scale, cap, tq, tk, per_sample,
     q_row, q_head, k_sample, k_row, k_head, v_sample, v_row, v_head, o_split, o_row, o_head, lse_split, lse_head,
     GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    SPLITS: tl.constexpr, HAS_OK: tl.constexpr, COMPUTE: tl.constexpr,
+    SPLITS: tl.constexpr, HAS_OK: tl.constexpr, HAS_CAP: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     head, split = tl.program_id(1), tl.program_id(2)
@@ -62,7 +74,10 @@ def _forward(
         seen = (j[None] >= lo[:, None]) & (j[None] < hi[:, None]) & (j[None] < end)
         if HAS_OK:
             seen = seen & (tl.load(Ok + j, mask=there, other=0) != 0)[None]
-        logits = tl.where(seen, tl.dot(q, k, input_precision="ieee") * scale, float("-inf"))
+        logits = tl.dot(q, k, input_precision="ieee") * scale
+        if HAS_CAP:
+            logits = _bend(logits, cap)
+        logits = tl.where(seen, logits, float("-inf"))
         higher = tl.maximum(top, tl.max(logits, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)
         p = tl.exp(logits - base[:, None])
@@ -79,10 +94,10 @@ def _forward(
 
 @triton.jit
 def _backward_q(
-    Q, K, V, DOut, Lse, Delta, Lo, Hi, Ok, DQ, scale, tq, tk,
+    Q, K, V, DOut, Lse, Delta, Lo, Hi, Ok, DQ, scale, cap, tq, tk,
     q_row, q_head, k_row, k_head, lse_head,
     GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    HAS_OK: tl.constexpr, COMPUTE: tl.constexpr,
+    HAS_OK: tl.constexpr, HAS_CAP: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     rows, head = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1)
     live, dims = rows < tq, tl.arange(0, DP)
@@ -107,19 +122,23 @@ def _backward_q(
         if HAS_OK:
             seen = seen & (tl.load(Ok + j, mask=j < tk, other=0) != 0)[None]
         logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        if HAS_CAP:
+            logits = _bend(logits, cap)
         p = tl.where(seen, tl.exp(logits - lse[:, None]), 0.0)
         dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
         ds = p * (dp - delta[:, None]) * scale
+        if HAS_CAP:
+            ds = ds * (1.0 - (logits / cap) * (logits / cap))
         dq += tl.dot(ds.to(COMPUTE), k, input_precision="ieee")
     tl.store(DQ + own, dq, mask=here)
 
 
 @triton.jit
 def _backward_kv(
-    Q, K, V, DOut, Lse, Delta, Lo, Hi, Ok, First, Last, DK, DV, scale, tq, tk,
+    Q, K, V, DOut, Lse, Delta, Lo, Hi, Ok, First, Last, DK, DV, scale, cap, tq, tk,
     q_row, q_head, k_row, k_head, lse_head,
     GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    HAS_OK: tl.constexpr, COMPUTE: tl.constexpr,
+    HAS_OK: tl.constexpr, HAS_CAP: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     j, kv_head = tl.program_id(0) * BN + tl.arange(0, BN), tl.program_id(1)
     there, dims = j < tk, tl.arange(0, DP)
@@ -148,10 +167,14 @@ def _backward_kv(
             lo, hi = tl.load(Lo + rows, mask=live, other=_FAR), tl.load(Hi + rows, mask=live, other=0)
             seen = (j[None] >= lo[:, None]) & (j[None] < hi[:, None]) & ok[None]
             logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+            if HAS_CAP:
+                logits = _bend(logits, cap)
             p = tl.where(seen, tl.exp(logits - lse[:, None]), 0.0)
             dv += tl.dot(tl.trans(p).to(COMPUTE), dout, input_precision="ieee")
             dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
             ds = p * (dp - delta[:, None]) * scale
+            if HAS_CAP:
+                ds = ds * (1.0 - (logits / cap) * (logits / cap))
             dk += tl.dot(tl.trans(ds).to(COMPUTE), q, input_precision="ieee")
     tl.store(DK + own, dk, mask=here)
     tl.store(DV + own, dv, mask=here)
@@ -170,22 +193,32 @@ def compute_type(dtype: torch.dtype, interpreted: bool) -> Any:
     return tl.float16 if dtype == torch.float16 else tl.bfloat16
 
 
-def _constants(q: Tensor, k: Tensor, key_ok: Tensor | None) -> dict[str, Any]:
+def _constants(q: Tensor, k: Tensor, key_ok: Tensor | None, softcap: float | None) -> dict[str, Any]:
     from triton.runtime.interpreter import InterpretedFunction
 
     return {
         **blocks(q.shape[-1], q.shape[0]),
         "GROUP": q.shape[1] // k.shape[-2],
         "HAS_OK": key_ok is not None,
+        "HAS_CAP": softcap is not None,
         "COMPUTE": compute_type(q.dtype, isinstance(_forward, InterpretedFunction)),
     }
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor, scale: float, key_ok: Tensor | None, splits: int = 1
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    scale: float,
+    key_ok: Tensor | None,
+    softcap: float | None = None,
+    splits: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Output ``[Tq, heads, d]`` and log-sum-exp ``[heads, Tq]`` fp32. ``k``, ``v`` packed ``[Tk, kv_heads, d]``, or padded
     ``[B, n, kv_heads, d]`` of any strides with ranges over the ``B * n`` rows (a KV cache is read in place)."""
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     tq, heads, d = q.shape
     packed = k.dim() == 3
     tk, per_sample = (k.shape[0],) * 2 if packed else (k.shape[0] * k.shape[1], k.shape[1])
@@ -193,12 +226,12 @@ def attend(
     kind = q.dtype if splits == 1 else torch.float32
     out = q.new_empty(splits, tq, heads, d, dtype=kind)
     lse = q.new_empty(splits, heads, tq, dtype=torch.float32)
-    constants = _constants(q, k, key_ok)
+    constants = _constants(q, k, key_ok, softcap)
     grid = (triton.cdiv(tq, constants["BM"]), heads, splits)
     if tq:
         _forward[grid](
-            q, k, v, lo, hi, key_ok, out, lse, scale, tq, tk, max(per_sample, 1), *q.stride()[:2], *k_strides, *v_strides,
-            *out.stride()[:3], *lse.stride()[:2], SPLITS=splits, **constants,
+            q, k, v, lo, hi, key_ok, out, lse, scale, softcap or 1.0, tq, tk, max(per_sample, 1), *q.stride()[:2], *k_strides,
+            *v_strides, *out.stride()[:3], *lse.stride()[:2], SPLITS=splits, **constants,
         )  # fmt: skip
     if splits == 1:
         return out[0], lse[0]
@@ -209,10 +242,11 @@ def attend(
 
 class GatheredAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor, scale: float, key_ok: Any) -> Tensor:
-        out, lse = attend(q, k, v, lo, hi, scale, key_ok)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor, *options: Any) -> Tensor:
+        scale, key_ok, softcap = options
+        out, lse = attend(q, k, v, lo, hi, scale, key_ok, softcap)
         ctx.save_for_backward(q, k, v, out, lse, lo, hi, key_ok)
-        ctx.scale = scale
+        ctx.scale, ctx.softcap = scale, softcap
         return out
 
     @staticmethod
@@ -225,25 +259,46 @@ class GatheredAttention(torch.autograd.Function):
         first = torch.searchsorted(hi, place, right=True).int()
         last = torch.searchsorted(lo, place, right=True).int()
         shared = (*q.stride()[:2], *k.stride()[:2], lse.stride(0))
-        c = _constants(q, k, key_ok)
+        c = _constants(q, k, key_ok, ctx.softcap)
         c["BM"] = 64 if c["DP"] <= 64 else 32
         c["BN"] = c["BM"]
-        inputs, sizes = (q, k, v, dout, lse, delta, lo, hi, key_ok), (ctx.scale, q.shape[0], k.shape[0])
+        inputs = (q, k, v, dout, lse, delta, lo, hi, key_ok)
+        sizes = (ctx.scale, ctx.softcap or 1.0, q.shape[0], k.shape[0])
         if len(q):
             _backward_q[(triton.cdiv(q.shape[0], c["BM"]), q.shape[1])](*inputs, dq, *sizes, *shared, **c)
-        _backward_kv[(triton.cdiv(k.shape[0], c["BN"]), k.shape[1])](*inputs, first, last, dk, dv, *sizes, *shared, **c)
-        return dq, dk, dv, None, None, None, None
+        if len(k):
+            grid = (triton.cdiv(k.shape[0], c["BN"]), k.shape[1])
+            _backward_kv[grid](*inputs, first, last, dk, dv, *sizes, *shared, **c)
+        return dq, dk, dv, *(None,) * 5
 
 
 def gathered_attention(
-    q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor, scale: float, key_ok: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    scale: float,
+    key_ok: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
-    """As :func:`vtskip.kernels.reference.gathered_attention`, differentiable in q, k and v; contiguous last dimensions."""
-    return GatheredAttention.apply(q, k, v, lo, hi, scale, key_ok)
+    """As :func:`vtskip.kernels.reference.gathered_attention`, differentiable in q, k and v. Padded ``[B, n, kv_heads, d]``
+    keys are read in place where no gradient is asked for."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        k, v = (t.flatten(0, 1) if t.dim() == 4 else t for t in (k, v))
+        return GatheredAttention.apply(q, k, v, lo, hi, scale, key_ok, softcap)
+    return attend(q, k, v, lo, hi, scale, key_ok, softcap)[0]
 
 
 def decode_attention(
-    q: Tensor, k: Tensor, v: Tensor, length: Tensor, scale: float, key_ok: Tensor | None = None, splits: int = 8
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    length: Tensor,
+    scale: float,
+    key_ok: Tensor | None = None,
+    softcap: float | None = None,
+    splits: int = 8,
 ) -> Tensor:
     """One new row per sample against a cache: ``q`` ``[B, heads, d]``, ``k``, ``v`` ``[B, kv_heads, slots, d]`` as a KV
     cache holds them, ``length`` ``[B]`` slots in use, ``key_ok`` ``[B, slots]``. Without gradient. -> ``[B, heads, d]``.
@@ -253,4 +308,4 @@ def decode_attention(
     batch, slots = k.shape[0], k.shape[2]
     lo = torch.arange(batch, device=q.device, dtype=torch.int32) * slots
     ok = None if key_ok is None else key_ok.reshape(-1)
-    return attend(q, k.transpose(1, 2), v.transpose(1, 2), lo, (lo + length).int(), scale, ok, splits)[0]
+    return attend(q, k.transpose(1, 2), v.transpose(1, 2), lo, (lo + length).int(), scale, ok, softcap, splits)[0]
