@@ -1,0 +1,52 @@
+"""Settings of a running training: how samples become batches, what is watched, how ``keep`` is warmed up."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vtskip.config import StrictModel
+from vtskip.schedules import Keep
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Sampling(StrictModel):
+    """Which samples share a batch.
+
+    Attributes:
+        group: ``length`` puts samples of like length into a batch (less padding), ``modality`` those with videos, with
+            still images and with text alone apart. By default all are shuffled together.
+        tokens: a batch holds as many samples of like length as fit into so many tokens (vision rows and padding included),
+            in place of ``optim.batch_size``: many short ones or few long ones per step.
+        prefetch: batches that each loader process makes ahead.
+    """
+
+    group: list[Literal["length", "modality"]] = []
+    tokens: Count | None = None
+    prefetch: Count = 2
+
+
+class Watch(StrictModel):
+    """What is measured beside the loss, every ``log_every`` steps.
+
+    Attributes:
+        probe: so many of the shortest samples with frames are looked at, always the same ones, without gradients: how much
+            the rows they keep change between two log steps, and how sure the routers are. 0: none.
+        pictures_every: in steps; draw which rows of the probe's frames each layer keeps, into ``pictures/``. None: never.
+        frames: how many frames a picture shows.
+    """
+
+    probe: Annotated[int, Field(ge=0)] = 1
+    pictures_every: Count | None = None
+    frames: Count = 4
+
+
+class KeepWarmup(StrictModel):
+    """``keep`` goes from ``start`` to the method's own value over the first ``steps`` steps, in every layer that skips.
+
+    The trainer sets it before each step. Saved models and the method's file hold the method's own value.
+    """
+
+    steps: Count
+    start: Keep = 1.0
+    shape: Literal["linear", "cosine"] = "linear"
