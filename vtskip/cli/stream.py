@@ -1,7 +1,7 @@
 """``vtskip stream``: narrate a video as it plays."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,10 @@ def command(
     ] = None,
     max_frames: Annotated[int | None, typer.Option("--max-frames", min=1, help="stop after this many frames")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="longest reply")] = 100,
+    window: Annotated[
+        int | None,
+        typer.Option("--window", min=1, help="rows of history that are kept; all the model has positions for"),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print one JSON object (events and cost) at the end, and nothing else")
     ] = False,
@@ -33,8 +37,6 @@ def command(
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16")] = "auto",
 ) -> None:
     """Feed a clip frame by frame at the model's rate; print timed replies as they come, then what they cost."""
-    import json
-    from dataclasses import asdict
     from itertools import islice
 
     from rich.console import Console
@@ -61,6 +63,7 @@ def command(
         checkpoint.template,
         threshold=threshold,
         max_new_tokens=max_new_tokens,
+        window=window,
         system=config.system_prompt or None if system is None else system,
         instruction=config.instruction if instruction is None else instruction,
     )
@@ -70,16 +73,7 @@ def command(
         events.append(event)
         asked = f"{event.query} " if event.query else ""
         console.print(f"[{stamp(event.time)}] {asked}{event.text}")
-    record = {
-        "clip": str(clip),
-        "model": str(model),
-        "method": checkpoint.method.model_dump(mode="json"),
-        "fps": config.fps,
-        "threshold": threshold,
-        "events": [asdict(e) for e in events],
-        "cost": session.cost(),
-    }
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    text = as_text(clip, model, checkpoint, events, session)
     if vtt is not None:
         write_text(vtt, to_vtt(events))
     if out is not None:
@@ -87,3 +81,21 @@ def command(
     if as_json:
         print(text, end="")
     console.print(cost_table(session.cost(), checkpoint.template.frame_tokens))
+
+
+def as_text(clip: Path, model: Path, checkpoint: Any, events: list[Any], session: Any) -> str:
+    """The JSON object of a session: what ran, what was said and what it cost."""
+    import json
+    from dataclasses import asdict
+
+    record = {
+        "clip": str(clip),
+        "model": str(model),
+        "method": checkpoint.method.model_dump(mode="json"),
+        "fps": checkpoint.model.config.fps,
+        "threshold": session.threshold,
+        "window": session.window,
+        "events": [asdict(e) for e in events],
+        "cost": session.cost(),
+    }
+    return json.dumps(record, indent=1, allow_nan=False) + "\n"

@@ -40,6 +40,8 @@ def cost_table(cost: dict[str, Any], frame_tokens: int) -> Table:
     table.add_row("frames per second", f"{cost['frames_per_second']:.2f}")
     p50, p95 = cost["seconds_per_frame_p50"] * 1000, cost["seconds_per_frame_p95"] * 1000
     table.add_row("ms per frame, median and 95 %", f"{p50:.1f}, {p95:.1f}")
+    if cost.get("rows_forgotten"):
+        table.add_row("rows held, forgotten", f"{cost['rows_held']}, {cost['rows_forgotten']}")
     if "kv_bytes" in cost:
         kept = cost["kept_per_frame"]
         table.add_row(f"kept tokens per layer (of {frame_tokens})", " ".join(f"{k:g}" for k in kept))

@@ -17,7 +17,7 @@ from vtskip.runtime.masks import backend
 def project_kv(attn: nn.Module, normed: Tensor, position_embeddings: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """K (rotated) and V of every row, as the attention itself makes them: ``[B, kv_heads, S, head_dim]`` each."""
     k, v = _heads(attn, "k", normed), attn.v_proj(normed).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
-    return _rotate(attn, k, position_embeddings), v
+    return rotate(attn, k, position_embeddings), v
 
 
 def _heads(attn: nn.Module, which: str, normed: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def soft_cap(attn: nn.Module) -> float | None:
     return getattr(attn, "attn_logit_softcapping", None)
 
 
-def _rotate(attn: nn.Module, x: Tensor, position_embeddings: tuple[Tensor, ...]) -> Tensor:
+def rotate(attn: nn.Module, x: Tensor, position_embeddings: tuple[Tensor, ...]) -> Tensor:
     rope = sys.modules[type(attn).__module__].apply_rotary_pos_emb
     return rope(x, x[:, :1], *position_embeddings)[0]
 
@@ -48,8 +48,8 @@ def last_row_scores(attn: nn.Module, normed: Tensor, valid: Tensor, position_emb
     last = (valid * place).amax(1)
     rows = torch.arange(batch, device=valid.device)
     embeddings = tuple(t.expand(batch, -1, -1)[rows, last][:, None] for t in position_embeddings)
-    q = _rotate(attn, _heads(attn, "q", normed[rows, last][:, None]), embeddings)
-    k = _rotate(attn, _heads(attn, "k", normed), position_embeddings)
+    q = rotate(attn, _heads(attn, "q", normed[rows, last][:, None]), embeddings)
+    k = rotate(attn, _heads(attn, "k", normed), position_embeddings)
     q = q.unflatten(1, (k.shape[1], -1))  # [B, kv_heads, heads per kv head, 1, head_dim]
     logits = (q @ k[:, :, None].transpose(-1, -2)).squeeze(-2) * attn.scaling
     if (cap := soft_cap(attn)) is not None:
@@ -86,7 +86,7 @@ def query_attention(
     # Projected in the order of the stock attention: sharded parameters are gathered in call order on every rank.
     q = _heads(attn, "q", gather_rows(normed, queries.flat_index, batch))
     k, v = update(*project_kv(attn, keys, key_embeddings))
-    q = _rotate(attn, q, query_embeddings)
+    q = rotate(attn, q, query_embeddings)
     name, kind, cap = attn.config._attn_implementation or "sdpa", backend(attn), soft_cap(attn)
     if kind == "flash":  # rows picked out of a sequence have no causal form there
         name = kind = "sdpa" if cap is None else "eager"

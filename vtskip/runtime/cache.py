@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import (
@@ -34,8 +35,17 @@ __all__ = [
 
 
 class SkipCache(DynamicCache):
-    """A DynamicCache that counts what it holds. Any DynamicCache given to an attached model works the same way:
-    its layers are exchanged for :class:`SkipCacheLayer` when a method first drops rows from them."""
+    """A DynamicCache that counts what it holds, and whose rows lie in memory that grows by blocks.
+
+    Any DynamicCache given to an attached model works the same way: its layers are exchanged for :class:`SkipCacheLayer`
+    when a method first drops rows from them. Here all of them are that from the start, so that no step copies the rows of
+    earlier ones, of layers that drop none either.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if not self.layers:
+            self.layer_class_to_replicate = SkipCacheLayer
 
     def kv_bytes(self) -> int:
         return kv_bytes(self)

@@ -25,17 +25,23 @@ class Room:
     """Four tensors with free columns. The rows held are columns ``start`` to ``end``, and ``views`` of them.
 
     Rows leave at either end by moving it; what left in front is free again once the rest is copied to new room. Views given
-    out earlier stay as they were until rows are taken from the end (``crop``) and others are written there.
+    out earlier stay as they were until rows are taken from the end (``crop``) and others are written there, or ``refill``.
     """
 
     def __init__(self, held: Parts, more: int):
         rows = held[2].shape[1]
         self.size = rows + more + growth(rows + more)
-        self.start, self.end = 0, rows
         self.buffers = [t.new_empty(*t.shape[:d], self.size, *t.shape[d + 1 :]) for t, d in zip(held, COLUMN_DIM)]
+        self.views = self.refill(held)
+
+    def refill(self, held: Parts) -> list[Tensor]:
+        """Hold these rows, no more than fit, in place of all others."""
+        rows = held[2].shape[1]
         for buffer, t, d in zip(self.buffers, held, COLUMN_DIM):
             buffer.narrow(d, 0, rows).copy_(t)
+        self.start, self.end = 0, rows
         self.views = self._views()
+        return self.views
 
     def _views(self) -> list[Tensor]:
         return [b.narrow(d, self.start, self.end - self.start) for b, d in zip(self.buffers, COLUMN_DIM)]

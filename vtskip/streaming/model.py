@@ -5,15 +5,20 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from vtskip.runtime.attach import attached
+from vtskip.runtime.cache import SkipCache
+from vtskip.runtime.forget import forget
 
 ENCODE_BATCH = 64  # frames that go through the vision tower at once
 
 
 class StreamModel(Protocol):
-    """What streaming needs of a model. A cache is any object with ``get_seq_length()`` and ``crop(-n)``."""
+    """What streaming needs of a model. A cache is any object with ``get_seq_length()`` and ``crop(-n)``.
+
+    A model whose positions end somewhere has also ``positions``, their number, and ``forget(cache, first, last)``, which takes
+    rows out of the middle of a cache; without them a session is unbounded.
+    """
 
     def new_cache(self) -> Any:
         """An empty cache."""
@@ -39,9 +44,18 @@ class LlavaStream:
         """The handle of the method attached to the model, or None."""
         return attached(self.model)
 
+    @property
+    def positions(self) -> int | None:
+        """How many positions the language model was made for, None if it does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
     def new_cache(self) -> Any:
-        """A cache without sliding windows (those cannot be cropped); an attached method makes it its own."""
-        return DynamicCache()
+        """A cache without sliding windows (those cannot be cropped), which grows by blocks."""
+        return SkipCache()
+
+    def forget(self, cache: Any, first: int, last: int) -> None:
+        """Rows ``first`` to ``last`` leave the cache, later ones move up. Raises ModelError where that cannot be."""
+        forget(self.model, cache, first, last)
 
     @torch.no_grad()
     def encode(self, frames: Any) -> Tensor:

@@ -37,6 +37,13 @@ class StreamSession:
     max_new_tokens: bound on a reply; a longer one is cut and closed. system: opening text. instruction: what the user wants
     narrated; as in training it stands after the first frame and gets no reply of its own. The sums of an attached method's
     handle start anew.
+
+    window: rows of history (vision and text, before skipping) that the cache may hold beside the opening, which stays: once
+    another turn would not fit, the oldest ones leave and later rows move up in position (``vtskip.runtime.forget``). None:
+    as many as the model has positions for. Memory and time per frame are bounded by it.
+
+    Raises:
+        ConfigError: a threshold, max_new_tokens or window that is not accepted; a question too long for the window.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class StreamSession:
         max_new_tokens: int = 100,
         system: str | None = None,
         instruction: str | None = None,
+        window: int | None = None,
     ):
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens {max_new_tokens}: accepted is 1 or more")
@@ -65,6 +73,10 @@ class StreamSession:
         self._questions: deque[tuple[float, str]] = deque()
         self._pending = template.start_ids(system)
         self._after_first = [] if instruction is None else instruction_ids(template, system, instruction)
+        self.forgotten = 0  # rows that have left
+        self._opening = len(self._pending) + template.frame_tokens + len(self._after_first)
+        self.window = self._window(window)
+        self._turns: deque[int] = deque()  # where in the cache the turns behind the opening begin
 
     @property
     def frames(self) -> int:
@@ -83,6 +95,7 @@ class StreamSession:
         """Feed one frame (uint8 [H, W, 3]) of video time ``time`` seconds; returns the replies it led to, in order."""
         start = clock.perf_counter()
         events = self._answer(lambda asked: asked < time)
+        self._make_room(self._turn_rows)
         logits = self._feed_frame(frame)
         interval = self.template.interval_id
         decision = decide(logits, self.template.eos_id if interval is None else interval, self.threshold)[0]
@@ -107,8 +120,9 @@ class StreamSession:
         """What the session has cost so far.
 
         frames, replies, reply_tokens; seconds and frames_per_second (encoder, decoder and replies together);
-        seconds_per_frame p50, p95. With an attached method also, per layer, the vision rows of a frame that ran
-        attention and FFN (kept_per_frame, kept_ffn_per_frame), and kv_bytes of the cache now and of a dense one.
+        seconds_per_frame p50, p95; rows_held in the cache, before skipping, and rows_forgotten. With an attached method
+        also, per layer, the vision rows of a frame that ran attention and FFN (kept_per_frame, kept_ffn_per_frame), and
+        kv_bytes of the cache now and of a dense one.
         """
         total = sum(self.seconds)
         p50, p95 = percentiles(self.seconds)
@@ -120,6 +134,8 @@ class StreamSession:
             "frames_per_second": self.frames / total if total else 0.0,
             "seconds_per_frame_p50": p50,
             "seconds_per_frame_p95": p95,
+            "rows_held": self.cache.get_seq_length(),
+            "rows_forgotten": self.forgotten,
         }
         if self._handle is not None:
             report, rows = self._handle.report(), self.template.frame_tokens
@@ -134,6 +150,46 @@ class StreamSession:
     @property
     def _handle(self) -> Any:
         return getattr(self.model, "handle", None)
+
+    @property
+    def _turn_rows(self) -> int:
+        """Most rows that a frame and the reply to it add."""
+        waiting = 1 + len(self.template.resume_ids()) + len(self._after_first)
+        return waiting + self.template.frame_tokens + len(self.template.reply_ids()) + self.max_new_tokens
+
+    def _window(self, asked: int | None) -> int | None:
+        positions, least = getattr(self.model, "positions", None), 2 * self._turn_rows
+        if asked is None and positions is None:
+            return None
+        most = None if positions is None else positions - self._opening
+        window = most if asked is None else asked
+        if window < least or (most is not None and window > most):
+            limit = f"up to {most} (the model's {positions} positions less the opening's {self._opening})"
+            raise ConfigError(
+                f"window {window}: accepted is {least} (two turns with replies of max_new_tokens {self.max_new_tokens}) "
+                f"{'or more' if most is None else limit}"
+            )
+        return window
+
+    def _make_room(self, rows: int) -> None:
+        """A turn of at most ``rows`` rows begins: where it might not fit, the oldest turns leave, an eighth of the window or
+        more at once, so that few steps pay for moving the others.
+        """
+        length = self.cache.get_seq_length()
+        if self.window is not None:
+            if rows > self.window:
+                raise ConfigError(
+                    f"a question and its reply may take {rows} rows, which the window of {self.window} lacks"
+                )
+            if length + rows > self._opening + self.window:
+                leave = max(length + rows - self._opening - self.window, self.window // 8)
+                cut = next((turn for turn in self._turns if turn - self._opening >= leave), length)
+                self.model.forget(self.cache, self._opening, cut)
+                gone, length = cut - self._opening, length - (cut - self._opening)
+                self.forgotten += gone
+                self._turns = deque(turn - gone for turn in self._turns if turn >= cut)
+        if length >= self._opening:
+            self._turns.append(length)
 
     def _feed_frame(self, frame: Any) -> Tensor:
         """Pending tokens and the frame's placeholders in one call; logits [1, V] at the last placeholder."""
@@ -153,7 +209,9 @@ class StreamSession:
         events = []
         while self._instructed and self._questions and due(self._questions[0][0]):
             time, query = self._questions.popleft()
-            events.append(Event(time, self._reply(self.template.query_ids(query)), query, self.frames - 1))
+            prompt = self.template.query_ids(query)
+            self._make_room(len(prompt) + self.max_new_tokens)
+            events.append(Event(time, self._reply(prompt), query, self.frames - 1))
         return events
 
     def _reply(self, prompt: Sequence[int]) -> str:
