@@ -34,7 +34,7 @@ def test_logits_and_cache_are_the_same(model, family, row, side):
     real = batch["attention_mask"].bool()
     outputs = {}
     for on in (True, False):
-        with torch.no_grad(), attached(model, family, row, last_rows=on) as handle:
+        with torch.no_grad(), attached(model, family, row, lossless=on) as handle:
             for k in (1, 3):
                 handle.reset()
                 cache = DynamicCache(config=model.config)
@@ -75,7 +75,7 @@ def test_generate_runs_one_row_of_the_prompt(model, family):
     settings = dict(max_new_tokens=4, min_new_tokens=4, do_sample=False)
     tokens, rows = {}, {}
     for on in (True, False):
-        with vtskip.attach(model, "dense", last_rows=on) as handle:
+        with vtskip.attach(model, "dense", lossless=on) as handle:
             tokens[on] = model.generate(**batch, **settings)
             rows[on] = handle.report().layers[-1].attend
     assert torch.equal(tokens[True], tokens[False])
@@ -91,6 +91,6 @@ def test_a_prompt_that_ends_in_vision_rows(row):
     ids, vision = torch.arange(3, 23)[None], torch.arange(20)[None] >= 8
     logits = {}
     for on in (True, False):
-        with torch.no_grad(), vtskip.attach(llama, row.spec, last_rows=on) as handle, handle.rows(vision):
+        with torch.no_grad(), vtskip.attach(llama, row.spec, lossless=on) as handle, handle.rows(vision):
             logits[on] = llama(input_ids=ids, logits_to_keep=9).logits
     assert (logits[True] - logits[False]).abs().max() <= 1e-12

@@ -49,7 +49,7 @@ def attach(
     model: nn.Module,
     method: MethodLike | dict[str, Any] | str | Path,
     bucket: int | None = None,
-    last_rows: bool = True,
+    lossless: bool = True,
 ) -> Handle:
     """Make a stock Hugging Face model skip layers by ``method``; weights, keys and class names stay as they are.
 
@@ -58,8 +58,8 @@ def attach(
         method: a method object, a dict (``{"name": "mod", "keep": 0.2}``), a name, or the path of a YAML file.
         bucket: for ``torch.compile``: how many rows run is rounded up to multiples of this, with fillers that change no
             result, so that inputs with different numbers of images share their graphs. None: only the rows themselves.
-        last_rows: where a forward with vision rows is asked for logits of the last rows alone (``logits_to_keep``, as
-            ``generate`` does), the last layer computes no others. The logits are the same; not with a bucket.
+        lossless: rows whose output nothing reads are not computed, by any method, ``dense`` included (``docs/lossless.md``):
+            logits, losses, caches and gradients are the same. Not with a bucket.
 
     Returns:
         A handle: ``detach()`` restores the model bit for bit, ``report()`` says what ran; also a context manager.
@@ -76,7 +76,7 @@ def attach(
         from importlib import import_module  # by name: the executor must not depend on the methods
 
         method = import_module("vtskip.methods").get_method(method)
-    return Handle(model, cast(MethodLike, method), bucket, last_rows)
+    return Handle(model, cast(MethodLike, method), bucket, lossless)
 
 
 def attached(model: nn.Module) -> Handle | None:
@@ -87,7 +87,7 @@ def attached(model: nn.Module) -> Handle | None:
 class Handle:
     """An attached method. Use ``with attach(model, method) as handle`` to have it taken off at the end."""
 
-    def __init__(self, model: nn.Module, method: MethodLike, bucket: int | None = None, last_rows: bool = True):
+    def __init__(self, model: nn.Module, method: MethodLike, bucket: int | None = None, lossless: bool = True):
         self.model = model = unwrap(model)
         before = attached(model)
         if before is not None:
@@ -118,7 +118,7 @@ class Handle:
             raise ModelError(f"{method.name} moves rows by the exact sizes of the images; attach it without a bucket")
         if VIT_CLS in needs:
             self._hooks = watch_cls(base, family, model.config, self.state, method.name)
-        logit_hooks = logit_rows_hooks(model, self.state) if last_rows and bucket is None else []
+        logit_hooks = logit_rows_hooks(model, self.state) if lossless and bucket is None else []
         self._hooks += logit_hooks
         self.last_rows_alone = bool(logit_hooks)  # the last layer may run the rows alone whose logits are asked for
         if logit_hooks and planners[-1] is None:
