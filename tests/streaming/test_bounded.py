@@ -145,7 +145,8 @@ def test_what_cannot_forget_is_named():
         fed(model, template, video(2), cache)
     with pytest.raises(ModelError, match="cannot forget positions 3 to 99 of 12"):
         forget(model, cache, 3, 99)
-    with attach(model, {"name": "gamma_mod", "positions": "compact"}), pytest.raises(ModelError, match="compact positions"):
+    counts_for_itself = {"name": "gamma_mod", "positions": "compact", "schedule": {"kind": "constant"}}
+    with attach(model, counts_for_itself), pytest.raises(ModelError, match="compact positions"):
         forget(model, cache, 3, 5)
     static = StaticCache(model.config.get_text_config(), max_cache_len=20)
     with torch.no_grad():
