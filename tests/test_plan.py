@@ -26,6 +26,22 @@ def test_row_set_index_is_ordered_right_aligned_and_distinct():
     assert RowSet(torch.zeros(2, 4, dtype=torch.bool), [0, 0]).index.shape == (2, 0)
 
 
+@pytest.mark.parametrize("some", [None, (0, 3)])
+def test_flat_rows_have_no_fillers_and_fit_the_padded_ones(some):
+    mask = torch.tensor([[0, 1, 0, 1, 1, 0], [0] * 6, [0] * 6, [0, 0, 1, 0, 0, 0]], dtype=torch.bool)
+    rows = RowSet(mask, [3, 0, 0, 1])
+    rows = rows if some is None else rows.packed
+    assert rows.samples == some
+    assert rows.flat.tolist() == mask.flatten().nonzero().flatten().tolist()
+    assert torch.equal(rows.flat_index[rows.slots], rows.flat)
+    assert not rows.even and rows.ok.flatten()[rows.slots].all() and rows.ok.sum() == len(rows)
+
+
+def test_nothing_is_flat_in_an_empty_set():
+    rows = RowSet(torch.zeros(2, 4, dtype=torch.bool), [0, 0])
+    assert rows.flat.shape == rows.slots.shape == (0,) and rows.even
+
+
 def layout() -> RowMap:
     vision = np.array([[0, 1, 1, 1, 1, 0, 1, 1], [0, 0, 1, 1, 0, 0, 0, 0]], bool)
     valid = np.array([[1] * 8, [0, 1, 1, 1, 1, 1, 1, 1]], bool)

@@ -5,119 +5,34 @@ Data only. A *row* is one position of a ``[B, S]`` batch. Nothing here knows a m
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vtskip.errors import ModelError
+from vtskip.rowset import Rounding, RowSet, lazy, on_device, round_up, rows_to_keep, rows_to_keep_of
 
-Rounding = Literal["ceil", "trunc"]
-T = TypeVar("T")
-
-
-def rows_to_keep(keep: float, size: int, rounding: Rounding = "ceil") -> int:
-    """How many of ``size`` rows are kept.
-
-    ``ceil``: at least one row, guarded against ``ceil(0.14 * 50) == 8``. ``trunc``: the float32 product cut toward zero.
-    """
-    if rounding == "trunc":
-        return int(np.float32(keep) * np.float32(size))
-    return max(1, math.ceil(keep * size - 1e-9)) if size else 0
-
-
-def rows_to_keep_of(size: Tensor, keep: float, rounding: Rounding) -> Tensor:
-    """:func:`rows_to_keep` of every element, on the device."""
-    if rounding == "trunc":
-        return (size.float() * keep).long()
-    return (keep * size.double() - 1e-9).ceil().long().clamp(min=1).masked_fill(size == 0, 0)
-
-
-def _round_up(n: int, bucket: int) -> int:
-    return -(-n // bucket) * bucket
-
-
-class lazy(Generic[T]):
-    """``functools.cached_property`` without its lock, which ``torch.compile`` cannot trace."""
-
-    def __init__(self, function: Callable[[Any], T]):
-        self.function, self.__doc__ = function, function.__doc__
-
-    def __get__(self, owner: Any, cls: type) -> T:
-        value = self.function(owner)
-        setattr(owner, self.function.__name__, value)
-        return value
-
-
-class RowSet:
-    """A subset of the rows of every sample: ``mask`` ``[B, S]`` bool, and how many rows each sample has in it.
-
-    The counts are known on the host, so that gathering them needs no device synchronisation. ``samples``: the places in the
-    batch that ``mask`` and ``counts`` are about, None for all of it.
-    """
-
-    least = 0  # rows that run in any case, see `run_at_least_one`
-    bounds = False  # the counts are upper bounds, see `RowMap.bucketed`
-
-    def __init__(self, mask: Tensor, counts: Sequence[int], samples: tuple[int, ...] | None = None):
-        self.mask = mask
-        self.counts = tuple(int(c) for c in counts)
-        self.samples = samples
-
-    @property
-    def width(self) -> int:
-        """Rows of the longest sample: the second dimension of a gathered batch."""
-        return min(max([self.least, *self.counts]), self.mask.shape[1])
-
-    @lazy
-    def index(self) -> Tensor:
-        """``[B, width]``: kept positions in sequence order, right-aligned.
-
-        Shorter samples are filled on the left with rows outside the set, all distinct, so that scattering back never
-        writes one row twice.
-        """
-        return self.mask.to(torch.uint8).argsort(dim=1, stable=True)[:, self.mask.shape[1] - self.width :]
-
-    @lazy
-    def ok(self) -> Tensor | None:
-        """``[B, width]`` False where ``index`` holds a filler; None when there is none."""
-        if self.bounds:
-            return self.mask.gather(1, self.index)
-        if min(self.counts, default=0) == self.width:
-            return None
-        start = torch.tensor([self.width - c for c in self.counts], device=self.mask.device)
-        return torch.arange(self.width, device=self.mask.device) >= start[:, None]
-
-    @lazy
-    def flat_index(self) -> Tensor:
-        """``index`` over the flattened batch, ``[B * width]``."""
-        batch, length = self.mask.shape
-        sample = torch.tensor(self.samples or range(batch), device=self.index.device)
-        return (self.index + sample[:, None] * length).reshape(-1)
-
-    @lazy
-    def packed(self) -> RowSet:
-        """The same rows without the samples that have none; itself where every sample has some, or no sample has."""
-        some = [b for b, count in enumerate(self.counts) if count]
-        if self.samples is not None or len(some) in (0, len(self.counts)):
-            return self
-        packed = RowSet(self.mask[some], [self.counts[b] for b in some], tuple(some))
-        packed.bounds = self.bounds
-        return packed
-
-    def run_at_least_one(self) -> None:
-        """Make an empty set one filler row wide (what is computed on fillers is thrown away)."""
-        if self.width == 0 and self.mask.shape[1]:
-            self.least = 1
-            for name in ("index", "ok", "flat_index"):
-                self.__dict__.pop(name, None)
-
-    def __len__(self) -> int:
-        return sum(self.counts)
+__all__ = [
+    "CARRIED",
+    "LIVE",
+    "MOVABLE",
+    "SCORES",
+    "VIT_CLS",
+    "DecoderShape",
+    "LayerPlan",
+    "Planner",
+    "Rounding",
+    "RowMap",
+    "RowSet",
+    "moved_to",
+    "rows_to_keep",
+    "rows_to_keep_of",
+    "run_lengths",
+]
 
 
 @dataclass
@@ -199,8 +114,8 @@ class RowMap:
         if len(sizes) != 1:
             return self
         size = sizes.pop()
-        groups = -(-_round_up(max(map(sum, self.sizes)), bucket) // size)
-        text = _round_up(max(self.text_counts), bucket)
+        groups = -(-round_up(max(map(sum, self.sizes)), bucket) // size)
+        text = round_up(max(self.text_counts), bucket)
         batch = len(self.sizes)
         return replace(
             self,
@@ -255,8 +170,8 @@ class RowMap:
     def per_group(self, values: Sequence[Sequence[int]]) -> Tensor:
         """Spread one host number per group over its rows: ``[B, S]`` long, 0 on rows outside any group."""
         width = max([0, *(len(row) for row in values)]) + 1
-        table = torch.tensor([[0, *row] + [0] * (width - 1 - len(row)) for row in values], device=self.group.device)
-        return table.gather(1, self.group + 1)
+        table = on_device([n for row in values for n in [0, *row] + [0] * (width - 1 - len(row))], self.group.device)
+        return table.view(len(values), width).gather(1, self.group + 1)
 
     @lazy
     def group_size(self) -> Tensor:
