@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from vtskip.errors import ConfigError, nearest
 
@@ -125,10 +124,6 @@ def _sdpa(call: Call) -> str:
     return "has no soft cap" if call.softcap else ""
 
 
-def _decode_torch(call: Call) -> str:
-    return _nothing(call)
-
-
 TABLE: dict[str, dict[str, Reason]] = {
     "attention": {
         "flash": _flash,
@@ -140,14 +135,14 @@ TABLE: dict[str, dict[str, Reason]] = {
     },
     "decode": {"triton": _triton, "sdpa": _sdpa, "reference": _nothing},
     "rows": {"triton": _triton, "torch": _nothing, "reference": _nothing},
-    "topk": {"torch": _nothing, "triton": _triton},
+    "topk": {"triton": _triton, "torch": _nothing},
 }
 _ON_CPU = {"attention": ("sdpa", "reference"), "decode": ("sdpa", "reference"), "rows": ("torch",), "topk": ("torch",)}
 _ON_CUDA = {
     "attention": ("flash", "torch", "triton", "sdpa", "reference"),
     "decode": ("triton", "sdpa", "reference"),
     "rows": ("triton", "torch"),
-    "topk": ("torch",),
+    "topk": ("triton", "torch"),
 }
 
 
@@ -233,10 +228,6 @@ def use(kernels: str) -> Iterator[None]:
         yield
     finally:
         _asked = before
-
-
-def of_tensor(x: Tensor, **options: object) -> Call:
-    return Call(x.device, x.dtype, **options)  # type: ignore[arg-type]
 
 
 def _sentence(reason: str) -> str:

@@ -6,6 +6,8 @@ starts. Rows of a sample are in the order of their positions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -76,11 +78,55 @@ def gather_norm(x: Tensor, index: Tensor, weight: Tensor, eps: float, offset: fl
     return rows, normed.to(x.dtype)
 
 
-def scatter_update(base: Tensor, index: Tensor, delta: Tensor, gain: Tensor | None = None) -> Tensor:
-    """A copy of ``base`` ``[T, D]`` whose rows ``index`` ``[m]`` (distinct) are ``base + gain * delta``, in base's type.
+def scatter_update(
+    base: Tensor,
+    index: Tensor,
+    rows: Tensor,
+    gain: Tensor | None = None,
+    mode: str = "add",
+    ok: Tensor | None = None,
+) -> Tensor:
+    """A copy of ``base`` ``[T, D]`` with other rows ``index`` ``[m]`` (distinct), in base's type.
 
-    ``delta`` ``[m, D]`` of any type; ``gain`` ``[m]`` or None for 1. The sum is fp32 or wider.
+    Args:
+        rows: ``[m, D]`` of any type. gain: ``[m]`` router weights, or None for 1.
+        mode: ``add``: ``base + gain * rows`` (a residual); ``write``: ``gain * rows``; ``blend``:
+            ``base + gain * (rows - base)``. Computed in fp32 or wider.
+        ok: ``[m]``, False where the base stays as it is (fillers).
     """
     wide = torch.promote_types(base.dtype, torch.float32)
-    add = delta.to(wide) if gain is None else delta.to(wide) * gain[:, None].to(wide)
-    return base.index_copy(0, index, (base.index_select(0, index).to(wide) + add).to(base.dtype))
+    old, new = base.index_select(0, index), rows.to(wide)
+    if mode == "blend":
+        new = new - old.to(wide)
+    if gain is not None:
+        new = new * gain[:, None].to(wide)
+    if mode != "write":
+        new = old.to(wide) + new
+    new = new.to(base.dtype)
+    return base.index_copy(0, index, new if ok is None else torch.where(ok[:, None], new, old))
+
+
+def gather_rows(index: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Rows ``index`` ``[m]`` of every tensor ``[T, ...]``. Shorter ones are shared: row ``index % rows`` of them."""
+    longest = max((len(t) for t in tensors), default=0)
+    return tuple(t.index_select(0, index if len(t) == longest else index % max(len(t), 1)) for t in tensors)
+
+
+def scatter_rows(index: Tensor, bases: Sequence[Tensor], rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A copy of every base ``[T, ...]`` with ``rows`` ``[m, ...]`` written at ``index`` ``[m]`` (distinct), in base's type."""
+    return tuple(b.index_copy(0, index, r.to(b.dtype)) for b, r in zip(bases, rows))
+
+
+def group_ranks(score: Tensor, group: Tensor) -> Tensor:
+    """The place of every row among those of its group, the best first: ``[B, S]`` int32 for ``score``, ``group`` ``[B, S]``.
+
+    Rows of equal score stand in sequence order, NaN before all numbers, as a stable descending sort has it; rows of group
+    -1 belong to no group and get 0.
+    """
+    wide = torch.promote_types(score.dtype, torch.float32)
+    score, place = score.to(wide), torch.arange(score.shape[1], device=score.device)
+    mine, other = score[:, :, None], score[:, None, :]
+    better = (other > mine) | (other.isnan() & ~mine.isnan())
+    equal = (other == mine) | (other.isnan() & mine.isnan())
+    before = better | (equal & (place[None, :] < place[:, None]))
+    return (before & (group[:, :, None] == group[:, None, :]) & (group >= 0)[:, :, None]).sum(-1).int()
