@@ -1,10 +1,19 @@
 """Packed attention: every kernel that runs here against the reference, and the choice among kernels."""
 
+import sys
+import types
+
+import numpy as np
+import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from vtskip.kernels.dispatch import PackedRows, packed_attention
+from tests import flash_standin
+from vtskip.errors import ConfigError
+from vtskip.kernels import choice, dispatch
+from vtskip.kernels.dispatch import PackedRows, decode_attention, packed_attention
+from vtskip.kernels.packing import segments_of
 
 SETTINGS = settings(max_examples=15, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 D, SCALE = 16, 0.25
@@ -78,3 +87,188 @@ def test_gradients_of_the_cpu_path():
     ours = torch.autograd.grad(packed_attention(*leaves, rows, scale=SCALE).square().sum(), leaves)
     truth = torch.autograd.grad(by_mask(*leaves, rows, None, None).square().sum(), leaves)
     assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(ours, truth))
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """The flash kernels' places taken by stand-ins of the same semantics, on a CPU; what they were called with."""
+    calls = []
+
+    def standin(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window, softcap):
+        calls.append((max_q, max_k))
+        assert softcap is None
+        size = (-1, -1) if window is None else (window - 1, 0)
+        return flash_standin.flash_attn_varlen_func(
+            q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True, window_size=size
+        )
+
+    monkeypatch.setattr(dispatch.flash, "flash_varlen", standin)
+    monkeypatch.setitem(choice.TABLE["attention"], "flash", lambda call: "" if call.order else "other rows")
+    return calls
+
+
+def row_sets(seed):
+    """Host masks of a batch: queries are among the keys, and a run of text stands before and after vision rows."""
+    generator = np.random.default_rng(seed)
+    keys = generator.random((3, 24)) > 0.2
+    queries = keys.copy()
+    queries[:, 4:15] = False
+    keys[2], queries[2] = queries[2], queries[2]
+    return queries, keys
+
+
+@pytest.mark.parametrize("past", [None, (0, 3, 5)])
+def test_segments_are_the_row_sets(flash, past):
+    queries, keys = row_sets(0)
+    segments = segments_of(queries, keys, past)
+    before = past or (0, 0, 0)
+    q_pos, k_pos = [], []
+    for b in range(3):
+        q_pos.append(torch.tensor(before[b] + np.flatnonzero(queries[b])))
+        k_pos += [torch.arange(before[b]), torch.tensor(before[b] + np.flatnonzero(keys[b]))]
+    lens_k = [int(n) + p for n, p in zip(keys.sum(1), before)]
+    rows = PackedRows(queries.sum(1).tolist(), lens_k, torch.cat(q_pos), torch.cat(k_pos), segments=segments)
+    leaves = [t.requires_grad_() for t in tensors(rows, 4, 2)]
+    out = packed_attention(*leaves, rows, scale=SCALE, kernel="flash")
+    expected = by_mask(*leaves, rows, None, None)
+    assert torch.allclose(out, expected, rtol=0, atol=1e-13)
+    assert len(flash) == len(segments) <= 6
+    grads = [torch.autograd.grad(t.square().sum(), leaves) for t in (out, expected)]
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(*grads))
+
+
+def test_many_segments_are_left_to_other_kernels(flash):
+    keys = np.ones((1, 40), bool)
+    queries = np.arange(40)[None] % 4 == 0
+    segments = segments_of(queries, keys)
+    assert len(segments) == 10 and segments[1] == (1, 2, 0, 5)
+    rows = PackedRows([10], [40], torch.arange(0, 40, 4), torch.arange(40), segments=segments)
+    with pytest.raises(ConfigError, match="other rows"):
+        packed_attention(*tensors(rows, 2, 2), rows, scale=SCALE, kernel="flash")
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_flash_on_the_same_rows_is_one_call(flash, window):
+    k_pos = torch.cat([torch.arange(7), torch.arange(3)])
+    rows = PackedRows([7, 0, 3], [7, 0, 3], k_pos, k_pos, same_rows=True, consecutive=True)
+    q, k, v = tensors(rows, 4, 2)
+    out = packed_attention(q, k, v, rows, scale=SCALE, window=window, kernel="flash")
+    assert torch.allclose(out, by_mask(q, k, v, rows, window, None), rtol=0, atol=1e-13) and flash == [(7, 7)]
+
+
+@pytest.mark.parametrize("release", [{"enable_gqa"}, set()])
+def test_torch_varlen_in_its_releases(monkeypatch, release):
+    """Grouped heads are repeated where the release does not take them; the causal window is always told."""
+    from torch.nn.attention import varlen
+
+    seen = {}
+
+    def standin(q, k, v, cu_q, cu_k, max_q, max_k, **options):
+        seen.update(options)
+        scale, window = options["scale"], options["window_size"]
+        assert q.shape[1] == k.shape[1] or options["enable_gqa"]
+        return flash_standin.flash_attn_varlen_func(
+            q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True, window_size=window
+        )
+
+    monkeypatch.setattr(varlen, "varlen_attn", standin)
+    monkeypatch.setattr(dispatch.flash, "torch_parameters", lambda: frozenset({"scale", "window_size"} | release))
+    monkeypatch.setitem(choice.TABLE["attention"], "torch", lambda call: "")
+    rows = PackedRows.of_indices(torch.tensor([0, 2, 3, 1, 5]), [3, 2])
+    q, k, v = tensors(rows, 4, 2)
+    out = packed_attention(q, k, v, rows, scale=SCALE, kernel="torch")
+    assert torch.allclose(out, by_mask(q, k, v, rows, None, None), rtol=0, atol=1e-13)
+    assert seen["window_size"] == (-1, 0) and ("enable_gqa" in seen) == bool(release)
+
+
+@pytest.mark.parametrize("name", ["flash_attn", "flash_attn_interface"])
+def test_flash_attn_is_called_by_its_own_names(monkeypatch, name):
+    """The package is a stand-in module; flash-attn 3 may return the log-sum-exp beside the output."""
+    module = types.ModuleType(name)
+
+    def function(*args, **options):
+        out = flash_standin.flash_attn_varlen_func(*args, **options)
+        return (out, None) if name == "flash_attn_interface" else out
+
+    module.flash_attn_varlen_func = function
+    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(choice, "installed", lambda package: package == name)
+    monkeypatch.setattr(choice, "capability", lambda device: (9, 0))
+    monkeypatch.setitem(choice.TABLE["attention"], "flash", lambda call: "")
+    pos = torch.arange(6)
+    rows = PackedRows([6], [6], pos, pos, same_rows=True, consecutive=True)
+    q, k, v = tensors(rows, 2, 1)
+    out = packed_attention(q, k, v, rows, scale=SCALE, window=3, kernel="flash")
+    assert torch.allclose(out, by_mask(q, k, v, rows, 3, None), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kernel", ["triton", "flex", "reference"])
+def test_soft_cap(device, kernel):
+    rows = make_rows((9, 4), (20, 11), False, True, 3)
+    q, k, v = (t.to(device) for t in tensors(rows, 4, 2, torch.float32))
+    rows = PackedRows(rows.lens_q, rows.lens_k, *(t.to(device) for t in (rows.q_pos, rows.k_pos, rows.key_ok)))
+    scale = 3 * SCALE  # logits on both sides of the cap's bend
+
+    def run(kernel, *leaves):
+        leaves = [t.requires_grad_(kernel != "flex") for t in leaves]
+        out = packed_attention(*leaves, rows, scale=scale, softcap=2.0, kernel=kernel)
+        return [out.detach()] + ([] if kernel == "flex" else [*torch.autograd.grad(out.square().sum(), leaves)])
+
+    truth = run("reference", *(t.double() for t in (q, k, v)))
+    ours, plain = run(kernel, *(t.clone() for t in (q, k, v))), run("reference", q, k, v)
+    for a, b, t in zip(ours, plain, truth):
+        assert (a - t).abs().max() <= 2 * (b - t).abs().max() + 8 * torch.finfo(torch.float32).eps * t.abs().max()
+    assert (
+        truth[0] - by_mask(*(t.double().cpu() for t in (q, k, v)), cpu(rows), None, None).to(device)
+    ).abs().max() > 0.01
+
+
+def cpu(rows):
+    return PackedRows(rows.lens_q, rows.lens_k, *(t.cpu() for t in (rows.q_pos, rows.k_pos, rows.key_ok)))
+
+
+@pytest.mark.parametrize("kernel", ["triton", "sdpa", "reference"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_padded_keys_are_a_cache(device, kernel, grad):
+    """Keys as a KV cache holds them, with free slots between: the same as the packed ones."""
+    generator = torch.Generator().manual_seed(1)
+    k_pos = torch.stack([torch.randperm(30, generator=generator)[:12].sort().values for _ in range(2)])
+    ok = torch.rand(2, 12, generator=generator) > 0.3
+    q_pos = torch.tensor([5, 9, 29, 8, 20])
+    cache = [torch.randn(2, 2, 16, D, generator=generator) for _ in "kv"]
+    padded = [t.to(device)[:, :, :12].transpose(1, 2) for t in cache]
+    q = torch.randn(5, 4, D, generator=generator).to(device).requires_grad_(grad)
+    unsorted = torch.where(ok, k_pos, torch.randint(0, 99, k_pos.shape, generator=generator))
+    rows = PackedRows([3, 2], [12, 12], q_pos.to(device), unsorted.to(device), ok.to(device))
+    out = packed_attention(q, *padded, rows, scale=SCALE, kernel=kernel)
+    kept = [t.cpu()[ok].double() for t in padded]
+    packed = PackedRows([3, 2], ok.sum(1).tolist(), q_pos, k_pos[ok])
+    expected = by_mask(q.detach().cpu().double(), *kept, packed, None, None)
+    assert (out.detach().cpu() - expected).abs().max() < 1e-5
+    if grad:
+        assert torch.autograd.grad(out.sum(), q)[0].shape == q.shape
+
+
+@pytest.mark.parametrize("kernel", ["triton", "sdpa", "reference"])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_decode(device, kernel, softcap):
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(3, h, n, D, generator=generator) for h, n in ((4, 1), (2, 20), (2, 20)))
+    length, ok = torch.tensor([20, 7, 0]), torch.rand(3, 20, generator=generator) > 0.3
+    k_pos = torch.randperm(60, generator=generator)[:20].sort().values.expand(3, -1)
+    q_pos = torch.tensor([59, 40, 30])
+    inputs = {"length": length, "key_ok": ok, "window": (35, k_pos, q_pos)}
+    options = {n: tuple(e.to(device) if torch.is_tensor(e) else e for e in t) if n == "window" else t.to(device)
+               for n, t in inputs.items()}  # fmt: skip
+    if kernel == "sdpa" and softcap:
+        with pytest.raises(ConfigError, match="sdpa has no soft cap"):
+            decode_attention(q[:, :, 0], k, v, scale=SCALE, softcap=softcap, kernel=kernel, **options)
+        return
+    tensors_there = [t.to(device) for t in (q[:, :, 0], k, v)]
+    out = decode_attention(*tensors_there, scale=SCALE, softcap=softcap, kernel=kernel, **options)
+    seen = ok & (torch.arange(20) < length[:, None]) & (k_pos > q_pos[:, None] - 35)
+    logits = q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2) * SCALE
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    weights = logits.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1).nan_to_num(0.0)
+    expected = (weights @ v.double().repeat_interleave(2, 1))[:, :, 0]
+    assert (out.cpu() - expected).abs().max() < 1e-5 and not expected[2].any()
