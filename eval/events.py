@@ -5,11 +5,13 @@ many to many, and every reference is paired with the reply of the largest GIoU, 
 references one to one within a tolerance; captions are compared where a pair was found. Functions of plain lists only.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 Segment = tuple[float, float]
 Pair = tuple[int, int]
+_TIMED = re.compile(r"^\W*(\d+(?:\.\d+)?)\s*s?(?:ec(?:onds?)?)?\W*[:\-]\s*(.+)$")
 
 
 def segments(times: Sequence[float], start: float = 0.0) -> list[Segment]:
@@ -66,6 +68,13 @@ def matched_pairs(said: Sequence[float], due: Sequence[float], tolerance: float)
             pairs.append((i, j))
             i += 1
     return pairs
+
+
+def timed_lines(text: str, fps: float, frames: int) -> list[list[Any]]:
+    """[frame, text] of every line "seconds: text", in order of time; other lines say nothing, late times the last frame."""
+    found = [match for line in text.splitlines() if (match := _TIMED.match(line.strip()))]
+    said = [[min(round(float(m[1]) * fps), max(frames - 1, 0)), m[2].strip()] for m in found]
+    return sorted(said, key=lambda item: item[0])
 
 
 def caption_scores(said: Sequence[str], due: Sequence[str]) -> list[dict[str, float]]:

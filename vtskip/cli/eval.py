@@ -13,6 +13,9 @@ def command(
         str | None, typer.Option(help="skip: leave out clips that cannot be read and name them; stop: end there")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the record as JSON, and nothing else")] = False,
+    lmms_eval: Annotated[
+        Path | None, typer.Option(help="run nothing; write the tasks into this folder, for lmms-eval's --include_path")
+    ] = None,
 ) -> None:
     """Score a model on held-out conversations, against blind and at equal counts; write one record."""
     import json
@@ -27,6 +30,11 @@ def command(
 
     chosen = [] if on_error is None else [f"on_error={on_error}"]
     settings = load_config(EvalConfig, config, [*(overrides or []), *chosen])
+    if lmms_eval is not None:
+        from vtskip.eval.lmms_tasks import export
+
+        print("\n".join(export(settings, lmms_eval)))
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         tasks: dict[str, TaskID] = {}
