@@ -16,6 +16,11 @@ class ShortV(Method):
 
     Attributes:
         layers: the frozen layers, counted from 0.
+        joined: K and V of the vision rows come from one product for each run of consecutive frozen layers. The numbers are
+            the same to rounding. It holds a second copy of the K and V weights of these layers, of which only changes that
+            PyTorch's version counters see are noticed (not those through ``.data``); where one of them trains, they are
+            joined at each forward. On a CPU it is no faster; not under ``torch.compile`` or gradient checkpointing, nor with
+            LoRA, quantised or sharded projections, which run layer by layer.
     """
 
     paper: ClassVar[str] = "ShortV, arXiv 2504.00502"
@@ -24,12 +29,17 @@ class ShortV(Method):
 
     name: Literal["shortv"] = "shortv"
     layers: list[int]
+    joined: bool = False
 
     def planner(self, layer: int, shape: DecoderShape) -> LayerPlanner | None:
         check_layers(self.layers, shape.layers)
-        return ShortVPlanner() if layer in self.layers else None
+        return ShortVPlanner(self.joined) if layer in self.layers else None
 
 
 class ShortVPlanner(LayerPlanner):
+    def __init__(self, joined: bool = False):
+        super().__init__()
+        self.joined = joined  # consecutive layers may make K and V of the rows outside the text in one go
+
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
         return LayerPlan(attend=rows.text, expose=rows.everything, ffn=rows.text, cache=rows.everything)

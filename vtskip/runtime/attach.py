@@ -23,6 +23,7 @@ from vtskip.plan import MOVABLE, VIT_CLS, DecoderShape, LayerPlan, Planner, RowM
 from vtskip.runtime.checkpoints import hand_back, take_over
 from vtskip.runtime.execution import Execution
 from vtskip.runtime.forwards import found, is_in, put_in, router_device, take_out
+from vtskip.runtime.frozen_tail import join_runs
 from vtskip.runtime.last_rows import WholeLayer, logit_rows_hooks
 from vtskip.runtime.masks import backend
 from vtskip.runtime.native import LayerRuntime, native
@@ -121,8 +122,9 @@ class Handle:
         logit_hooks = logit_rows_hooks(model, self.state) if lossless and bucket is None else []
         self._hooks += logit_hooks
         self.last_rows_alone = bool(logit_hooks)  # the last layer may run the rows alone whose logits are asked for
-        if logit_hooks and planners[-1] is None:
-            planners[-1] = WholeLayer()
+        self.state.packs = lossless and bucket is None
+        if self.state.packs:  # padding is left out by every layer, and rows nobody reads by the last
+            planners = [WholeLayer() if planner is None else planner for planner in planners]
         self._layers: list[nn.Module] = []
         for i, (layer, planner) in enumerate(zip(decoder.layers, planners)):
             if planner is not None:
@@ -131,6 +133,7 @@ class Handle:
                 except ModelError:
                     self.detach()
                     raise
+        join_runs(decoder.layers, deepstack)
         reader = reader_for(base, self.state, family, model.config)
         self._hooks += [
             base.register_forward_pre_hook(reader.before, with_kwargs=True),

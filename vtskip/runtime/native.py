@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vtskip.models.layers import PRE_NORM, LayerParts
 from vtskip.runtime.cache import cache_layer
 from vtskip.runtime.checkpoints import own_forward
+from vtskip.runtime.frozen_tail import FrozenRun
 from vtskip.runtime.masks import StepMask, backend, window_of
 from vtskip.runtime.slots import RowSlots, SkipCacheLayer
 from vtskip.runtime.static_slots import StaticSkipLayer
@@ -27,6 +28,7 @@ class LayerRuntime:
         inner: an instance ``forward`` that was there before us (accelerate, Liger), or None for the class's own.
         arg_names: the class forward's parameters after ``hidden_states``, to call by keyword only.
         parts: names of the layer's norms. rotary: the decoder's rotary embedding.
+        frozen: the run of layers that this one makes K and V of frozen rows with, if it does.
     """
 
     index: int
@@ -35,6 +37,7 @@ class LayerRuntime:
     arg_names: tuple[str, ...] = field(default=())
     parts: LayerParts = PRE_NORM
     rotary: nn.Module | None = None
+    frozen: FrozenRun | None = None
 
 
 def native(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -> Tensor:
