@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vtskip.errors import ModelError
 from vtskip.models.sharding import partitioned
-from vtskip.models.stream_loss import stream_loss
+from vtskip.models.stream_loss import stream_loss_parts
 from vtskip.models.vision_tower import VisionTower, load_pretrained, normalisation, resolve
 
 METHOD_KEY = ".vtskip."  # parameters of an attached method; they are saved by `vtskip.saving`, not with the model
@@ -96,6 +97,13 @@ class Connector(nn.Sequential):
 
     def __init__(self, vision_dim: int, hidden: int):
         super().__init__(nn.Linear(vision_dim, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+
+
+@dataclass
+class StreamOutput(CausalLMOutputWithPast):
+    """``loss_parts``: what the loss is made of, see ``vtskip.models.stream_loss``."""
+
+    loss_parts: Tensor | None = None
 
 
 class StreamingLlava(PreTrainedModel, GenerationMixin):
@@ -246,7 +254,7 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> StreamOutput:
         """One pass over [B, S] tokens.
 
         frames: uint8 [N, H, W, 3], the frames of the whole batch in row-major order; or frame_features [N, F, vision_dim].
@@ -276,16 +284,17 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        loss = None
+        loss = parts = None
         if labels is not None:
             if input_ids is None:
                 raise ModelError("a loss needs input_ids: the frame positions are read from them")
             ids = input_ids if learned is None else input_ids[:, learned]
             targets = labels if learned is None else labels[:, learned]
             weight = self.config.stream_loss_weight if stream_loss_weight is None else stream_loss_weight
-            loss = stream_loss(out.logits, targets, ids, self.config.frame_id, weight, num_items_in_batch)
-        return CausalLMOutputWithPast(
+            loss, parts = stream_loss_parts(out.logits, targets, ids, self.config.frame_id, weight, num_items_in_batch)
+        return StreamOutput(
             loss=loss,
+            loss_parts=parts,
             logits=out.logits if learned is None else None,
             past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
