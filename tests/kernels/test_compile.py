@@ -11,9 +11,8 @@ import torch, triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from vtskip.kernels import triton_attention as attention, triton_rows as rows
+from vtskip.kernels import triton_attention as attention, triton_rows as rows, triton_topk as topk
 
-ints = {"tq", "tk", "per_sample", "m"}
 def build(kernel, types, constants, arch):
     signature = {}
     for name in kernel.arg_names:
@@ -42,14 +41,20 @@ for ok in (False, True):
     build(attention._forward, data | index | {"Out": "*fp32"}, shared | {"SPLITS": 8, "BM": 16}, arch)
     for kernel in (attention._backward_q, attention._backward_kv):
         build(kernel, data | index, shared | {"BM": 32, "BN": 32}, arch)
-row = {n: pointer for n in ("X", "Weight", "Rows", "Normed", "DRows", "DNormed", "DX", "Base", "Delta", "Gain", "Out", "DOut",
-                            "DDelta", "DGain")} | {"Index": "*i64", "Rstd": "*fp32", "DWeight": "*fp32"}
+row = {n: pointer for n in ("X", "Weight", "Rows", "Normed", "DRows", "DNormed", "DX", "Base", "Gain", "Out", "DOut", "DBase",
+                            "DGain")} | {"Index": "*i64", "Ok": "*i1", "Rstd": "*fp32", "DWeight": "*fp32"}
 width = dict(D=3584, DP=4096)
 build(rows._gather_norm, row, width, arch)
 build(rows._gather_norm_backward, row, width | {"PER": 16}, arch)
-for gain in (False, True):
-    build(rows._scatter_update, row, width | {"HAS_GAIN": gain}, arch)
-    build(rows._scatter_backward, row, width | {"HAS_GAIN": gain}, arch)
+for mode in (0, 1, 2):
+    options = width | {"MODE": mode, "HAS_GAIN": mode > 0, "HAS_OK": mode == 1}
+    build(rows._scatter_update, row, options, arch)
+    build(rows._scatter_backward, row, options, arch)
+tuples = {"Wide": (pointer, "*fp32"), "Narrow": (pointer, "*fp32"), "Periods": ("i32", "i32"), "Index": "*i64"}
+for gather in (False, True):
+    build(rows._move, tuples, dict(COUNT=2, WIDTHS=(3584, 1), PADS=(4096, 1), GATHER=gather), arch)
+for score in (pointer, "*fp64"):
+    build(topk._ranks, {"Score": score, "Group": "*i64", "Rank": "*i32"}, dict(BM=64, BN=128), arch)
 """
 
 
@@ -71,4 +76,4 @@ def test_kernels_compile(arch, dtype, tmp_path):
         [sys.executable, "-c", PROGRAM, str(arch), dtype], env=env, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("compiled") == 14
+    assert done.stdout.count("compiled") == 20

@@ -14,7 +14,7 @@ OPTIONAL = ("deepspeed", "peft", "flash-attn", "triton")
 def command(
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON list, and nothing else")] = False,
 ) -> None:
-    """Show Python, torch and its devices, packages, and the attention back ends that work here."""
+    """Show Python, torch and its devices, packages, the attention back ends that work here, and which kernels run."""
     import os
     import platform
 
@@ -40,6 +40,7 @@ def command(
         *(_package(name, "package") for name in REQUIRED),
         *(_package(name, "optional package") for name in OPTIONAL),
         *attention(),
+        *kernels(),
     ]
     columns = {"name": "name", "kind": "kind", "version": "version", "usable": "usable", "note": "note"}
     show(rows, columns, as_json, "environment")
@@ -91,3 +92,30 @@ def attention() -> list[dict[str, Any]]:
         _row("sdpa", "attention", torch.__version__, "default"),
         _row("flash_attention_2", "attention", flash or "missing", note, usable=not lacking),
     ]
+
+
+def kernels() -> list[dict[str, Any]]:
+    """Per operation on gathered rows the kernel that runs here in the models' usual type, and why no other one does."""
+    import torch
+
+    from vtskip.errors import ConfigError
+    from vtskip.kernels.choice import VARIABLE, Call, explain, requested
+
+    gpu = torch.cuda.is_available()
+    device, dtype = (torch.device("cuda", 0), torch.bfloat16) if gpu else (torch.device("cpu"), torch.float32)
+    rows = []
+    for name, operation, order in (
+        ("attention", "attention", True),
+        ("attention of other rows", "attention", False),
+        ("decode", "decode", True),
+        ("rows", "rows", True),
+        ("topk", "topk", True),
+    ):
+        try:
+            asked = f"{VARIABLE} asks for it; " if operation in requested() else ""
+            used, others = explain(operation, Call(device, dtype, head_dim=128, order=order, grad=True))
+            note = asked + "; ".join(f"{other}: {reason}" for other, reason in others.items())
+            rows.append(_row(name, "kernel", used, note))
+        except ConfigError as error:
+            rows.append(_row(name, "kernel", "none", str(error), usable=False))
+    return rows
