@@ -1,8 +1,8 @@
-"""From a model recipe to a StreamingLlava, its tokenizer and its template, with the method attached."""
+"""From a model recipe to a model with its method and adapters, its tokenizer or processor, and its template."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -12,33 +12,60 @@ from vtskip.data.config import DataConfig
 from vtskip.data.tokenizer import build_word_tokenizer, conversation_texts
 from vtskip.data.types import Sample
 from vtskip.errors import ConfigError, nearest, one_line
-from vtskip.loading import load
+from vtskip.loading import load, load_state
 from vtskip.methods import get_method
-from vtskip.models.streaming_llava import METHOD_KEY, StreamingLlava, StreamingLlavaConfig
+from vtskip.models.streaming_llava import StreamingLlava, StreamingLlavaConfig
 from vtskip.runtime.attach import attach
 from vtskip.streaming.loading import load_stream
 from vtskip.template import StreamTemplate, special_ids
-from vtskip.train.config import ModelRecipe, TrainConfig, Trains
+from vtskip.train.adapters import add_lora
+from vtskip.train.chat import ChatTemplate
+from vtskip.train.config import ModelRecipe, TrainConfig
+from vtskip.train.parts import choose_trained
+from vtskip.train.stock import family_name, load_stock, saved_beside, weights_beside
 
 
-def build_model(config: TrainConfig, samples: list[Sample]) -> tuple[StreamingLlava, Any, StreamTemplate]:
-    """Model with its method attached, tokenizer, template. Weights are a pure function of ``config.seed`` and files.
+def build_model(config: TrainConfig, samples: list[Sample]) -> tuple[Any, Any, StreamTemplate | ChatTemplate]:
+    """Model with its method attached and its adapters in place, tokenizer or processor, template.
 
-    Raises ConfigError, ModelError or CheckpointError that names the key or file.
+    Weights are a pure function of ``config.seed`` and files. Raises ConfigError, ModelError or CheckpointError that names the
+    key or file.
     """
     torch.manual_seed(config.seed)
+    if config.model.pretrained is not None:
+        model, processing = load_stock(config.model)
+        method = config.method or saved_beside(config.model.pretrained)
+        handle = None if method is None else attach(model, get_method(method))
+        if handle is not None and (weights := weights_beside(config.model.pretrained, method)):
+            load_state(model, weights)
+        template: StreamTemplate | ChatTemplate = ChatTemplate(processing, family_name(model), config.max_tokens)
+    else:
+        model, processing = build_stream(config, samples)
+        template = StreamTemplate.from_config(processing, model.config)
+    choose_trained(model, config.training)
+    if config.lora is not None:
+        model = add_lora(model, config.lora, config.precision if config.deepspeed is None else "fp32")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(f"trains {config.training.model_dump(exclude_defaults=True)}: no parameter is left to train")
+    return model, processing, template
+
+
+def build_stream(config: TrainConfig, samples: list[Sample]) -> tuple[StreamingLlava, Any]:
+    """A StreamingLlava, new or from a checkpoint, with its method attached, and its tokenizer."""
     if config.model.checkpoint is None:
-        model, tokenizer = new_model(config.model, config.data, samples)
+        model, tokenizer = new_model(config.model, config.sources[0], samples)
         if config.method is not None:
             attach(model, get_method(config.method))
     elif config.method is None:
-        model, tokenizer = load(config.model.checkpoint)[0], read_tokenizer(config.model.checkpoint)
+        loaded, _ = load(config.model.checkpoint)
+        model, tokenizer = cast(StreamingLlava, loaded), read_tokenizer(config.model.checkpoint)
     else:
         checkpoint = load_stream(config.model.checkpoint, device="cpu")
         checkpoint.use(get_method(config.method))  # goes on from the saved routers where they fit
         model, tokenizer = checkpoint.model, checkpoint.template.tokenizer
-    choose_trained(model, config.trains)
-    return model, tokenizer, StreamTemplate.from_config(tokenizer, model.config)
+    if config.loss.stream_weight is not None:
+        model.config.stream_loss_weight = config.loss.stream_weight
+    return model, tokenizer
 
 
 def new_model(recipe: ModelRecipe, data: DataConfig, samples: list[Sample]) -> tuple[StreamingLlava, Any]:
@@ -62,7 +89,6 @@ def new_model(recipe: ModelRecipe, data: DataConfig, samples: list[Sample]) -> t
         text_config=text_config,
         system_prompt=data.system,
         instruction=data.dialogue().instruction,
-        stream_loss_weight=recipe.stream_loss_weight,
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         **ids,
     )
@@ -109,20 +135,3 @@ def tiny_lm_config(values: dict[str, Any], tokenizer: Any) -> Any:
         if key not in accepted:
             raise ConfigError(f"model.lm: unknown key {key!r} of a {name} configuration{nearest(key, accepted)}")
     return config
-
-
-def part_of(name: str) -> str:
-    """Which of the trained parts (``vision``, ``connector``, ``lm``, ``router``) a parameter belongs to."""
-    if METHOD_KEY in name:
-        return "router"
-    return {"vision_tower": "vision", "connector": "connector"}.get(name.partition(".")[0], "lm")
-
-
-def choose_trained(model: StreamingLlava, trains: Trains) -> None:
-    """Freeze the parts that are not trained; what the model itself keeps frozen stays so. Raises ConfigError if none is left."""
-    chosen = trains.model_dump()
-    for name, parameter in model.named_parameters():
-        if not chosen[part_of(name)]:
-            parameter.requires_grad_(False)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ConfigError(f"trains {chosen}: no parameter is left to train")

@@ -1,90 +1,35 @@
 """The training section of a YAML file."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from vtskip.config import StrictModel
 from vtskip.data.config import DataConfig
 from vtskip.methods import MethodSpec
+from vtskip.train.sections import Augment, Count, Lora, Loss, ModelRecipe, Optim, Positive, Trains
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+__all__ = ["Augment", "Lora", "Loss", "ModelRecipe", "Optim", "TrainConfig", "Trains"]
 
 
-class ModelRecipe(StrictModel):
-    """What is trained: a checkpoint to go on from, or the parts of a new ``StreamingLlava``.
+class DataPart(DataConfig):
+    """One of several data sets.
 
     Attributes:
-        checkpoint: folder of a StreamingLlava (``vtskip train`` or ``save_pretrained``); the other keys are then its own.
-        vision: name of an open_clip model, or a dict of its ``vision_cfg`` keys.
-        vision_pretrained: published tag or local file; None starts from random weights.
-        image_size: side of a frame in pixels; None is the tower's own.
-        cls_token: the tower's summary token opens every frame.
-        pool: [h, w] of the pooled patch grid that follows it; None leaves it out.
-        lm: folder of a Hugging Face causal language model, or a dict with ``model_type`` for one with random weights.
-        tokenizer: ``words`` (a word-level vocabulary made from the training texts) or a folder; None is ``lm``'s own.
-        stream_loss_weight: weight of the speak-or-stay-silent positions in the loss.
+        weight: how often an epoch shows each of its conversations: 2 twice, 0.5 every other one.
     """
 
-    checkpoint: Path | None = None
-    vision: str | dict[str, Any] = "ViT-B-32"
-    vision_pretrained: str | None = None
-    image_size: Count | None = None
-    cls_token: bool = True
-    pool: tuple[Count, Count] | None = None
-    lm: str | dict[str, Any] | None = None
-    tokenizer: str | None = None
-    stream_loss_weight: Annotated[float, Field(ge=0)] = 1.0
-
-    @model_validator(mode="after")
-    def _complete(self) -> "ModelRecipe":
-        if self.checkpoint is not None:
-            given = sorted(self.model_fields_set - {"checkpoint"})
-            if given:
-                raise ValueError(f"'checkpoint' brings its own {', '.join(given)}: leave them out")
-        elif self.lm is None:
-            raise ValueError("needs 'lm' (a folder, or a dict with 'model_type') or 'checkpoint'")
-        elif isinstance(self.lm, dict) and "model_type" not in self.lm:
-            raise ValueError("'lm' as a dict needs 'model_type', for example llama")
-        elif isinstance(self.lm, dict) and self.tokenizer is None:
-            raise ValueError("'lm' as a dict has no tokenizer of its own: give 'tokenizer' (words, or a folder)")
-        return self
+    weight: Positive = 1.0
 
 
-class Trains(StrictModel):
-    """Which parts get gradients."""
-
-    vision: bool = True
-    connector: bool = True
-    lm: bool = True
-    router: bool = True
+def _how_many(value: Any) -> str:
+    return "several" if isinstance(value, list) else "one"
 
 
-class Rates(StrictModel):
-    """Learning rates that differ from ``optim.lr``."""
-
-    vision: Positive | None = None
-    connector: Positive | None = None
-    lm: Positive | None = None
-    router: Positive | None = None
-
-
-class Optim(StrictModel):
-    """AdamW. ``steps`` wins over ``epochs``; ``batch_size`` is per process, ``accumulate`` batches make one step."""
-
-    steps: Count | None = None
-    epochs: Positive = 1.0
-    batch_size: Count = 1
-    accumulate: Count = 1
-    lr: Positive = 2e-4
-    lrs: Rates = Rates()
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    clip: Annotated[float, Field(ge=0)] = 1.0
+Several = Annotated[list[DataPart], Field(min_length=1)]
+# Told apart by their form, so that a fault is reported once and not for both of them.
+Sources = Annotated[Annotated[DataConfig, Tag("one")] | Annotated[Several, Tag("several")], Discriminator(_how_many)]
 
 
 class TrainConfig(StrictModel):
@@ -94,21 +39,45 @@ class TrainConfig(StrictModel):
         out: folder of the run: model, tokenizer, method, ``train_log.jsonl``, ``train_config.yaml``, checkpoints.
         method: attached before training (name, dict with ``name``, YAML file); None trains dense, or with the method saved
             in ``model.checkpoint``.
-        data: what is learned. validation: scored every ``eval_every`` steps and at the end.
-        deepspeed: JSON file; run it under ``torchrun`` or ``deepspeed``.
-        precision: bf16 is autocast on a GPU; on a CPU it is emulated and slow.
+        data: what is learned: one data set, or a list of them with a ``weight`` each.
+        validation: scored every ``eval_every`` steps and at the end.
+        max_tokens: longer conversations are cut behind it; None is no limit.
+        deepspeed: JSON file; run it under ``--nproc``, ``torchrun``, ``deepspeed`` or ``accelerate launch``.
+        precision: bf16 is autocast on a GPU, with frozen weights held in bf16 beside ``lora``; on a CPU it is emulated and slow.
         cache_frames: decoded frames kept in memory per process.
+        report_to: besides ``train_log.jsonl``.
         log_every, eval_every, save_every: in steps; ``save_every`` None saves only the end. keep: newest checkpoints kept.
         workers: data loader processes.
     """
+
+    renamed: ClassVar[dict[str, str]] = {
+        "output_dir": "out",
+        "dataset": "data",
+        "datasets": "data",
+        "eval_data": "validation",
+        "model_name_or_path": "model.pretrained",
+        "logging_steps": "log_every",
+        "save_steps": "save_every",
+        "eval_steps": "eval_every",
+        "save_total_limit": "keep",
+        "bf16": "precision: bf16",
+        "learning_rate": "optim.lr",
+        "cutoff_len": "max_tokens",
+        "lora_rank": "lora.r",
+        "lora_alpha": "lora.alpha",
+    }
 
     name: str = "train"
     out: Path
     model: ModelRecipe
     method: MethodSpec | None = None
-    data: DataConfig
+    data: Sources
     validation: DataConfig | None = None
+    augment: Augment | None = None
+    max_tokens: Count | None = None
     trains: Trains = Trains()
+    lora: Lora | None = None
+    loss: Loss = Loss()
     optim: Optim = Optim()
     seed: Annotated[int, Field(ge=0)] = 0
     deepspeed: Path | None = None
@@ -116,7 +85,31 @@ class TrainConfig(StrictModel):
     gradient_checkpointing: bool = False
     cache_frames: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 0
+    report_to: list[Literal["tensorboard", "wandb"]] = []
     log_every: Count = 10
     eval_every: Count | None = None
     save_every: Count | None = None
     keep: Count = 2
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TrainConfig":
+        if self.lora is not None and self.trains.lm and "lm" in self.lora.parts:
+            raise ValueError(
+                "'lora' adapts the language model, 'trains.lm' trains its own weights: leave one of them out"
+            )
+        if self.model.pretrained is not None and (self.augment or self.loss.stream_weight is not None):
+            raise ValueError(
+                "'augment' and 'loss.stream_weight' are about streams, which a StreamingLlava reads, not 'pretrained'"
+            )
+        return self
+
+    @property
+    def training(self) -> Trains:
+        """What learns: beside ``lora`` the language model's own weights do not, unless they are asked for."""
+        lm = self.lora is None or "lm" not in self.lora.parts if self.trains.lm is None else self.trains.lm
+        return self.trains.model_copy(update={"lm": lm})
+
+    @property
+    def sources(self) -> list[DataConfig]:
+        """The data sets, always as a list."""
+        return list(self.data) if isinstance(self.data, list) else [self.data]

@@ -25,20 +25,21 @@ def open_features(config: TrainConfig, model: Any) -> FeatureCache | None:
     Raises ConfigError where the tower is to be trained or the validation reads something else, DataError where the folder
     has no features of this very tower.
     """
-    folder = config.data.features
-    if config.validation is not None and config.validation.features != folder:
-        raise ConfigError(f"validation.features {config.validation.features}: has to be data.features ({folder})")
+    first, *others = [*config.sources, *([] if config.validation is None else [config.validation])]
+    folder = first.features
+    for number, other in enumerate(others, start=1):
+        key = "validation" if other is config.validation else f"data.{number}"
+        if other.features != folder:
+            raise ConfigError(f"{key}.features {other.features}: has to be that of the other data ({folder})")
+        if folder is not None and other.fps != first.fps:
+            raise ConfigError(f"{key}.fps {other.fps}: with features it has to be that of the other data ({first.fps})")
     if folder is None:
         return None
     if config.trains.vision:
         raise ConfigError(
             "data.features: the vision tower is not run, so it cannot be trained; set trains.vision=false"
         )
-    if config.validation is not None and config.validation.fps != config.data.fps:
-        raise ConfigError(
-            f"validation.fps {config.validation.fps}: with features it has to be data.fps ({config.data.fps})"
-        )
-    cache = FeatureCache(folder, FeatureSpec(fps=config.data.fps, **encoder_facts(model)))
+    cache = FeatureCache(folder, FeatureSpec(fps=first.fps, **encoder_facts(model)))
     cache.check()
     return cache
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,12 +15,16 @@ from transformers.utils import logging
 from vtskip.data.collate import StreamCollator
 from vtskip.data.types import Sample
 from vtskip.errors import ConfigError
-from vtskip.models.streaming_llava import StreamingLlava
+from vtskip.models.families import unwrap
 from vtskip.template import StreamTemplate
 from vtskip.train.callbacks import LOG_NAME, Bar, JsonLog
+from vtskip.train.chat import ChatTemplate
+from vtskip.train.chat_collate import ChatCollator
 from vtskip.train.config import TrainConfig
 from vtskip.train.features import open_features
 from vtskip.train.trainer import StreamTrainer
+
+REPORTERS = {"tensorboard": ("torch.utils.tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 
 
 @contextmanager
@@ -49,8 +54,18 @@ class Samples(Dataset):
         return self.samples[index]
 
 
+def reporters(config: TrainConfig) -> list[str] | str:
+    """``report_to`` in transformers' words. Raises ConfigError for one that is not installed."""
+    for name in config.report_to:
+        if not any(find_spec(module) for module in REPORTERS[name]):
+            raise ConfigError(f"report_to {name!r}: not installed; pip install {name}, or leave it out")
+    if "tensorboard" in config.report_to:
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.out / "tensorboard"))
+    return list(config.report_to) or "none"
+
+
 def training_arguments(config: TrainConfig, settings: dict[str, Any] | None) -> TrainingArguments:
-    """Our configuration in transformers' words; opens the process group. Nothing is reported to any service."""
+    """Our configuration in transformers' words; opens the process group. Nothing is reported but where it is asked for."""
     cpu = not torch.accelerator.is_available()
     if settings is not None:
         prepare_deepspeed(cpu)
@@ -90,7 +105,7 @@ def training_arguments(config: TrainConfig, settings: dict[str, Any] | None) -> 
         save_steps=config.save_every or 500,
         save_total_limit=config.keep,
         disable_tqdm=True,
-        report_to="none",
+        report_to=reporters(config),
     )
     if settings is not None:
         join_processes(cpu)
@@ -117,11 +132,31 @@ def join_processes(cpu: bool) -> None:
     deepspeed.init_distributed(dist_backend="gloo" if cpu else None)
 
 
+def make_collator(
+    config: TrainConfig, model: Any, template: StreamTemplate | ChatTemplate
+) -> StreamCollator | ChatCollator:
+    """What makes batches for the model. Raises ConfigError for ``data.features`` with a stock model."""
+    model = unwrap(model)
+    if isinstance(template, ChatTemplate):
+        if any(source.features for source in config.sources):
+            raise ConfigError(
+                "data.features: made by a StreamingLlava's tower; a stock model ('model.pretrained') reads the files"
+            )
+        return ChatCollator(template, always_look=torch.distributed.is_initialized())
+    return StreamCollator(
+        template,
+        model.config.image_size,
+        model.config.pad_token_id,
+        cache_frames=config.cache_frames,
+        features=open_features(config, model),
+    )
+
+
 def make_trainer(
     config: TrainConfig,
-    model: StreamingLlava,
+    model: Any,
     tokenizer: Any,
-    template: StreamTemplate,
+    template: StreamTemplate | ChatTemplate,
     arguments: TrainingArguments,
     samples: list[Sample],
     held_out: list[Sample] | None,
@@ -142,13 +177,7 @@ def make_trainer(
         optim=config.optim,
         train_dataset=Samples(samples),
         eval_dataset=Samples(held_out) if held_out else None,
-        data_collator=StreamCollator(
-            template,
-            model.config.image_size,
-            model.config.pad_token_id,
-            cache_frames=config.cache_frames,
-            features=open_features(config, model),
-        ),
+        data_collator=make_collator(config, model, template),
         processing_class=tokenizer,
         callbacks=callbacks,
     )

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 
 from vtskip.errors import ConfigError
-from vtskip.loading import load_state
+from vtskip.models.families import unwrap
+from vtskip.models.streaming_llava import StreamingLlava
 from vtskip.runtime.attach import attached
-from vtskip.saving import WEIGHTS_NAME, method_parameters, save_pretrained
-from vtskip.train.build import part_of
+from vtskip.saving import method_parameters, save_pretrained
 from vtskip.train.config import Optim
+from vtskip.train.parts import parameter_groups
+from vtskip.train.weights import read_weights, write_weights
 
 METHOD_PARAMETER = re.compile(r"layers\.(\d+)\.vtskip\.(.+)$")
 
@@ -25,7 +27,8 @@ class StreamTrainer(Trainer):
     def __init__(self, *args: Any, optim: Optim, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.optim = optim
-        self._loss_shifts_labels = False  # the template shifts them
+        # A StreamingLlava's labels come shifted from its template; stock models shift them in their loss.
+        self._loss_shifts_labels = not isinstance(unwrap(self.model), StreamingLlava)
 
     def fit(self, checkpoint: Path | None = None) -> None:
         """Train from the start or from ``checkpoint``, and write the model to the run's folder.
@@ -51,42 +54,21 @@ class StreamTrainer(Trainer):
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and attached(self.model) is not None:
-            folder, gathered = Path(output_dir or self.args.output_dir), method_part(state_dict)
+        if not self.args.should_save:
+            return
+        folder, gathered = Path(output_dir or self.args.output_dir), method_part(state_dict)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_weights(self.model, folder, state_dict)
+        self.processing_class.save_pretrained(folder)
+        if attached(self.model) is not None:
             state = {key: gathered[key] for key in method_parameters(self.model)} if gathered else None
             save_pretrained(self.model, folder, state=state, card=folder == Path(self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if attached(self.model) is not None:
-            load_state(self.model, Path(resume_from_checkpoint) / WEIGHTS_NAME)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Method parameters are no missing keys: they come from their own file."""
-        missing = [k for k in load_result.missing_keys if METHOD_PARAMETER.search(k) is None]
-        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+        read_weights(model or self.model, Path(resume_from_checkpoint))
 
 
 def method_part(state_dict: dict[str, Tensor] | None) -> dict[str, Tensor]:
     """The attached method's parameters in a gathered state dict, by their canonical keys ``layers.{i}.router.weight``."""
     found = {k: METHOD_PARAMETER.search(k) for k in state_dict or {}}
     return {f"layers.{m[1]}.{m[2]}": (state_dict or {})[k] for k, m in found.items() if m}
-
-
-def parameter_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
-    """Trainable parameters by part (its learning rate) and by decay: matrices decay, biases, norms and embeddings do not."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim > 1 and id(parameter) not in tables and "embed" not in name.rpartition(".")[2]
-            groups.setdefault((part_of(name.removeprefix("module.")), decays), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": getattr(optim.lrs, part) or optim.lr,
-            "weight_decay": optim.weight_decay if decays else 0.0,
-        }
-        for (part, decays), parameters in groups.items()
-    ]

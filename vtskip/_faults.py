@@ -42,7 +42,7 @@ def follow(model: type[BaseModel], location: tuple[Any, ...]) -> list[type[BaseM
 def field_at(model: type[BaseModel], location: tuple[Any, ...]) -> FieldInfo | None:
     """The field a location names, or None where a union leaves it open or there is no such field."""
     found = [h.model_fields[location[-1]] for h in follow(model, location[:-1]) if location[-1] in h.model_fields]
-    return found[0] if len(found) == 1 else None
+    return found[0] if found and all(f.annotation == found[0].annotation for f in found) else None
 
 
 def interval(field: FieldInfo | None) -> str:
@@ -87,8 +87,11 @@ def _line(fault: Any, model: type[BaseModel], values: Any, source: str) -> str:
     prefix = f"{where}: {key}: " if key else f"{where}: "
     own = fault.get("ctx", {}).get("error")
     if kind == "extra_forbidden":
-        names = [n for m in follow(model, location[:-1]) for n in m.model_fields]
-        names = list(dict.fromkeys(names))
+        models = follow(model, location[:-1])
+        for own_names in (getattr(m, "renamed", {}) for m in models):
+            if location[-1] in own_names:
+                return f"{where}: unknown key {key!r}: here it is {own_names[location[-1]]!r}"
+        names = list(dict.fromkeys(n for m in models for n in m.model_fields))
         accepted = f"; accepted: {', '.join(names)}" if names else ""
         return f"{where}: unknown key {key!r}{nearest(str(location[-1]), names)}{accepted}"
     if kind == "missing":

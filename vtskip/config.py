@@ -1,7 +1,7 @@
 """YAML to pydantic, in one place: strict keys, nearest names, ``key=value`` overrides typed by their field."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
@@ -16,8 +16,12 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class StrictModel(BaseModel):
-    """Base of every configuration object: unknown keys are errors, values do not change after construction."""
+    """Base of every configuration object: unknown keys are errors, values do not change after construction.
 
+    ``renamed``: keys as they were called before, or are called elsewhere, and what they are here; for the error message.
+    """
+
+    renamed: ClassVar[dict[str, str]] = {}
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 

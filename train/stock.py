@@ -1,0 +1,113 @@
+"""Stock Hugging Face models of the supported families as a starting point: model and processor, by id or folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from vtskip.errors import ConfigError, one_line
+from vtskip.loading import read_config
+from vtskip.models.families import family_of
+from vtskip.saving import CONFIG_NAME, WEIGHTS_NAME
+from vtskip.train.parts import part_of
+from vtskip.train.sections import ModelRecipe
+
+FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+
+
+def load_stock(recipe: ModelRecipe) -> tuple[Any, Any]:
+    """The model in fp32 and its processor. Raises ConfigError naming the key, ModelError for a family without support."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    source, place = str(recipe.pretrained), {} if recipe.revision is None else {"revision": recipe.revision}
+    attention = {} if recipe.attention is None else {"attn_implementation": recipe.attention}
+    try:
+        processor = AutoProcessor.from_pretrained(source, **place, **recipe.processor)
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32, **place, **attention)
+    except FAULTS as e:
+        raise ConfigError(f"model.pretrained {source!r}: cannot be loaded ({one_line(e)[:300]})") from None
+    if family_of(model) is None or getattr(processor, "tokenizer", None) is None:
+        raise ConfigError(
+            f"model.pretrained {source!r}: {type(model).__name__} is no multimodal model with a processor"
+        )
+    if recipe.chat_template is not None:
+        try:
+            processor.chat_template = recipe.chat_template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise ConfigError(f"model.chat_template {recipe.chat_template}: cannot be read ({one_line(e)})") from None
+    if recipe.lm is not None:
+        take_language_model(model, str(recipe.lm))
+    if recipe.connector is not None:
+        start_connector(model, recipe.connector)
+    return model, processor
+
+
+def take_language_model(model: Any, source: str) -> None:
+    """The weights of a plain language model of the same shape. Of a longer vocabulary the model's own rows stay behind its.
+
+    Raises ConfigError where there is none, or where a shape differs.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        donor = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except FAULTS as e:
+        raise ConfigError(f"model.lm {source!r}: cannot be loaded ({one_line(e)[:300]})") from None
+    pairs = [(model.get_decoder(), donor.get_decoder()), (model.get_output_embeddings(), donor.get_output_embeddings())]
+    for own, other in pairs:
+        given = other.state_dict()
+        for name, tensor in own.state_dict().items():
+            theirs = given.get(name)
+            fits = theirs is not None and theirs.shape[1:] == tensor.shape[1:] and len(theirs) <= len(tensor)
+            if not fits or (len(theirs) != len(tensor) and own is not pairs[1][0] and "embed" not in name):
+                shape = "nothing" if theirs is None else list(theirs.shape)
+                raise ConfigError(
+                    f"model.lm {source!r}: {name} is {shape} there, {list(tensor.shape)} in model.pretrained"
+                )
+            tensor[: len(theirs)].copy_(theirs)
+
+
+def start_connector(model: nn.Module, source: str) -> None:
+    """``new`` random weights, or those in a safetensors file, by the names in the model or their ends. Raises ConfigError."""
+    own = {name: p for name, p in model.named_parameters() if part_of(name) == "connector"}
+    if source == "new":
+        modules = {name.rpartition(".")[0] for name in own}
+        for module in (model.get_submodule(name) for name in sorted(modules)):
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        return
+    try:
+        given = load_file(source)
+    except (OSError, SafetensorError) as e:
+        raise ConfigError(
+            f"model.connector {source!r}: not a safetensors file ({one_line(e)}); accepted: new, a file"
+        ) from None
+    for name, parameter in own.items():
+        found = [t for key, t in given.items() if name == key or name.endswith(f".{key}") or key.endswith(f".{name}")]
+        if len(found) != 1 or found[0].shape != parameter.shape:
+            shapes = [list(t.shape) for t in found]
+            raise ConfigError(
+                f"model.connector {source}: {name} {list(parameter.shape)} is there as {shapes or 'nothing'}"
+            )
+        with torch.no_grad():
+            parameter.copy_(found[0])
+
+
+def family_name(model: nn.Module) -> str:
+    family = family_of(model)
+    return "" if family is None else family.name
+
+
+def saved_beside(source: str) -> dict[str, Any] | None:
+    """The method that was saved with a model, None without one."""
+    return read_config(Path(source))["method"] if (Path(source) / CONFIG_NAME).is_file() else None
+
+
+def weights_beside(source: str, method: Any) -> Path | None:
+    """The file of routers saved with a model, where they are of the very method that is attached."""
+    path = Path(source) / WEIGHTS_NAME
+    return path if path.is_file() and saved_beside(source) == method else None
