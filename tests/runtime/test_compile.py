@@ -61,7 +61,10 @@ def run(model, handle, frames, batch=2):
 @pytest.mark.parametrize("spec", SEAMS)
 def test_one_graph_with_the_same_results_and_report(model, compiled, spec):
     with torch.no_grad(), vtskip.attach(model, spec) as handle:
-        expected, report = run(model, handle, 5), handle.report()
+        expected = run(model, handle, 5)
+    with torch.no_grad(), vtskip.attach(model, spec, lossless=False) as handle:  # graphs run padded rows
+        run(model, handle, 5)
+        report = handle.report()
         counter = compiled("aot_eager")
         handle.reset()
         for _ in range(2):

@@ -39,8 +39,10 @@ def test_nothing_to_skip_is_the_stock_model_bit_for_bit(model, family, row):
     content = batch["attention_mask"].bool()  # padding is computed or not: nobody reads it
     stock = logits(model, batch)
     for spec in filter(None, (row.nothing, row.all_rows)):
-        with vtskip.attach(model, spec):
+        with vtskip.attach(model, spec, lossless=False):
             assert torch.equal(logits(model, batch)[content], stock[content])
+        with vtskip.attach(model, spec):  # without the padding sums are of the same numbers, but in another order
+            close(family, logits(model, batch)[content], stock[content])
 
 
 @METHODS

@@ -9,20 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtskip.kernels.rows import gather_rows
-from vtskip.plan import RowSet
 from vtskip.runtime.masks import backend
 
+KV = tuple[Tensor, Tensor]
 
-def project_kv(attn: nn.Module, normed: Tensor, position_embeddings: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """K (rotated) and V of every row, as the attention itself makes them: ``[B, kv_heads, S, head_dim]`` each."""
-    k, v = _heads(attn, "k", normed), attn.v_proj(normed).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
-    return rotate(attn, k, position_embeddings), v
+
+def project_kv(
+    attn: nn.Module, normed: Tensor, position_embeddings: tuple[Tensor, ...], projected: KV | None = None
+) -> KV:
+    """K (rotated) and V of every row, as the attention itself makes them: ``[B, kv_heads, S, head_dim]`` each.
+
+    ``projected``: what its two projections have given, ``[B, S, kv_heads * head_dim]`` each, if that is there already.
+    """
+    raw_k, v = projected or (attn.k_proj(normed), attn.v_proj(normed))
+    return rotate(attn, _split(attn, "k", raw_k), position_embeddings), v.unflatten(-1, (-1, attn.head_dim)).transpose(
+        1, 2
+    )
 
 
 def _heads(attn: nn.Module, which: str, normed: Tensor) -> Tensor:
     """One projection split into heads, with the per-head norm of attentions that have one."""
-    x = getattr(attn, f"{which}_proj")(normed).unflatten(-1, (-1, attn.head_dim))
+    return _split(attn, which, getattr(attn, f"{which}_proj")(normed))
+
+
+def _split(attn: nn.Module, which: str, projected: Tensor) -> Tensor:
+    x = projected.unflatten(-1, (-1, attn.head_dim))
     norm = getattr(attn, f"{which}_norm", None)
     return (x if norm is None else norm(x)).transpose(1, 2)
 
@@ -59,42 +70,29 @@ def last_row_scores(attn: nn.Module, normed: Tensor, valid: Tensor, position_emb
     return logits.to(dtype).masked_fill(hidden[:, None, None], -torch.inf).softmax(-1).mean((1, 2))
 
 
-def query_attention(
-    attn: nn.Module,
-    normed: Tensor,
-    normed_keys: Tensor | None,
-    queries: RowSet,
-    key_embeddings: tuple[Tensor, ...],
-    query_embeddings: tuple[Tensor, ...],
-    update: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    mask_of: Callable[[str], Any],
+def query_heads(attn: nn.Module, normed: Tensor) -> Tensor:
+    """Q before its rotation, ``[B, heads, m, head_dim]``."""
+    return _heads(attn, "q", normed)
+
+
+def attended(
+    attn: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask_of: Callable[[str], Any], in_order: bool, **more: Any
 ) -> Tensor:
-    """Attention with fewer queries than keys: of the rows that only expose, nothing but K and V is computed.
+    """``[B, m, heads, head_dim]`` by the implementation the model is set to.
 
     Args:
-        normed: ``[B, S, hidden]`` after the layer's first norm; ``normed_keys`` its exposed rows, None for all of them.
-        key_embeddings, query_embeddings: cos and sin at those rows and at the queries.
-        update: ``(k, v) -> (k, v)`` the cache step. mask_of: ``kind of back end -> mask``, called after it.
-
-    Returns:
-        ``[B, m, hidden]`` after the output projection. A step without any query only writes K and V.
+        q: ``[B, heads, m, head_dim]``, k, v ``[B, kv_heads, n, head_dim]``, rotated.
+        mask_of: ``kind of back end -> mask``. in_order: queries and keys are the same rows. Flash attention has a causal form
+            of no others: those run on sdpa, or on eager attention where the logits are soft-capped.
+        more: keyword arguments for the implementation.
     """
-    batch, keys = normed.shape[0], normed if normed_keys is None else normed_keys
-    if queries.width == 0:
-        update(*project_kv(attn, keys, key_embeddings))
-        return normed[:, :0]
-    # Projected in the order of the stock attention: sharded parameters are gathered in call order on every rank.
-    q = _heads(attn, "q", gather_rows(normed, queries.flat_index, batch))
-    k, v = update(*project_kv(attn, keys, key_embeddings))
-    q = rotate(attn, q, query_embeddings)
     name, kind, cap = attn.config._attn_implementation or "sdpa", backend(attn), soft_cap(attn)
-    if kind == "flash":  # rows picked out of a sequence have no causal form there
+    if kind == "flash" and not in_order:
         name = kind = "sdpa" if cap is None else "eager"
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # loaded with the model; slow to import without one
 
     eager = sys.modules[type(attn).__module__].eager_attention_forward
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
-    out, _ = attend(
+    out, _ = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)(
         attn,
         q,
         k,
@@ -104,5 +102,6 @@ def query_attention(
         scaling=attn.scaling,
         sliding_window=None,  # part of the mask
         softcap=cap,
+        **more,
     )
-    return attn.o_proj(out.reshape(batch, queries.width, -1).contiguous())
+    return out

@@ -4,7 +4,8 @@ Three seams, from the cheapest to set up to the most general:
 
 * *block*: one set of rows for everything: gather, the layer's own forward, scatter;
 * *branch*: attention and FFN on different rows: the layer's own children, called one by one;
-* *query*: fewer queries than keys: K and V of all rows, everything else of the few.
+* *query*: attention taken apart, too: queries of some rows, K and V of others. It alone can run rows *packed*, behind one
+  another without padding between the samples, and does where samples have different numbers of rows.
 """
 
 from __future__ import annotations
@@ -15,21 +16,26 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from vtskip.kernels.rows import gather_rows, scatter_rows
 from vtskip.models.sharding import partitioned
 from vtskip.plan import LayerPlan, RowMap, RowSet
-from vtskip.runtime.attention import query_attention
+from vtskip.rowset import on_device
+from vtskip.runtime.attention import KV, attended, project_kv, query_heads, rotate
 from vtskip.runtime.cache import Sink, append, cache_layer, is_static, skip_layer
 from vtskip.runtime.checkpoints import checkpointed, checkpointing
+from vtskip.runtime.keys import Keys
+from vtskip.runtime.layout import Layout
 from vtskip.runtime.masks import StepMask, backend, document_starts, packed, refuse_static_flex, window_of
 from vtskip.runtime.native import LayerRuntime, native, text_step
+from vtskip.runtime.packed import in_order, packed_attention, runs_packed
 from vtskip.runtime.slots import RowSlots
 
 
 class Execution:
     """One plan on one layer call.
 
-    ``attend``: the plan's attending rows, without the samples that have none where nothing stands against it.
+    ``attend``, ``expose``: the plan's rows, without the samples that have none where nothing stands against it.
+    ``packs``: whether the rows run behind one another. What a layer then leaves on padding is what came in: nothing reads it.
+    ``ordered``: whether attention does, too, without a mask.
     ``slots``: rows already in this layer's cache, for the cost model.
     """
 
@@ -45,6 +51,9 @@ class Execution:
         self.ragged = isinstance(stored, RowSlots) and stored.ragged
         self.slots = stored.slots if isinstance(stored, RowSlots) else self.past
         self.attend = self.pack()
+        self.expose = self.attend if plan.expose is plan.attend else plan.expose
+        self.packs = self.ordered = False
+        self._layouts: dict[int, Layout] = {}
         attn, weight = layer.self_attn, layer.input_layernorm.weight
         self.partitioned = partitioned(weight)
         self.kind = backend(attn)
@@ -53,6 +62,8 @@ class Execution:
         self.starts = self.documents() if self.kind == "flash" else None
         received = kwargs.get("attention_mask")
         self.step = StepMask(received, self.kind, window_of(attn), self.past, self.length, self.starts, weight.dtype)
+        self.packs = runs_packed(self)
+        self.ordered = self.packs and in_order(self, self.expose is self.attend)
 
     def documents(self) -> Tensor | None:
         """Borders of packed documents, found once per forward."""
@@ -69,58 +80,91 @@ class Execution:
         return rows if self.past or is_static(self.stored) else packed
 
     def run(self, x: Tensor) -> Tensor:
-        plan = self.plan
-        if plan.one_set:
+        plan, body = self.plan, self.query
+        if not self.packs and plan.one_set:
             if self.rows.is_all(plan.attend) and plan.cache is plan.attend and not self.compact:
-                return self.weigh(x, text_step(self.layer, x, self.kwargs))
+                return self.weigh(x, text_step(self.layer, x, self.kwargs), plan.gain_row)
             return self.block(x)
-        body = self.branch if plan.attend is plan.expose else self.query
-        return self.weigh(x, checkpointed(self.layer, body, x, plan.gain_attn, plan.gain_ffn))
+        if not self.packs and plan.attend is plan.expose:
+            body = self.branch
+        return checkpointed(self.layer, body, x, plan.gain_attn, plan.gain_ffn, plan.gain_row)
 
     # ---------------------------------------------------------------- the seams
 
     def block(self, x: Tensor) -> Tensor:
-        plan, rows = self.plan, self.attend
-        base = scaled(x, plan.gain_row) if plan.gain_skipped else x
-        if rows.width == 0:
+        plan, rows = self.plan, self.layout(self.attend)
+        if rows.empty:
             self.write_nothing(x)
-            return base
-        xs = self.take(x, rows)
-        ys = native(self.layer, xs, self.gathered_kwargs(rows))
-        if plan.gain_row is not None:
-            ys = weigh(xs, ys, self.take(plan.gain_row, rows), plan.gain_on)
-        return scatter_rows(base, rows.flat_index, keep_fillers(rows, ys, self.take(base, rows)))
+            return scaled(x, plan.gain_row) if plan.gain_skipped else x
+        xs = rows.take(x)
+        return self.put(x, xs, native(self.layer, xs, self.gathered_kwargs(self.attend)), rows, plan.gain_row)
 
-    def branch(self, x: Tensor, gain_attn: Tensor | None, gain_ffn: Tensor | None) -> Tensor:
+    def branch(
+        self, x: Tensor, gain_attn: Tensor | None = None, gain_ffn: Tensor | None = None, gain_row: Tensor | None = None
+    ) -> Tensor:
         layer, rows = self.layer, self.attend
         if rows.width == 0:
             self.write_nothing(x)
-            return self.ffn(x, gain_ffn)
-        untouched = self.is_all(rows) and not self.ragged and self.plan.cache is rows and not self.compact
+            return self.weigh(x, self.ffn(x, gain_ffn), gain_row)
+        untouched = self.is_all(rows) and not self.ragged and self.plan.cache is self.plan.attend and not self.compact
         if untouched:
             delta, _ = layer.self_attn(hidden_states=self.norm("attn_in", x), **self.kwargs)
-            return self.ffn(x + scaled(self.norm("attn_out", delta), gain_attn), gain_ffn)
-        xs = self.take(x, rows)
+            middle = (x + scaled(self.norm("attn_out", delta), gain_attn)).contiguous()
+            return self.weigh(x, self.ffn(middle, gain_ffn, fresh=True), gain_row)
+        layout = self.layout(rows)
+        xs = layout.take(x)
         delta, _ = layer.self_attn(hidden_states=self.norm("attn_in", xs), **self.gathered_kwargs(rows))
-        return self.finish(x, xs, delta, rows, gain_attn, gain_ffn)
+        return self.finish(x, xs, delta, layout, gain_attn, gain_ffn, gain_row)
 
-    def query(self, x: Tensor, gain_attn: Tensor | None, gain_ffn: Tensor | None) -> Tensor:
-        layer, queries, embeddings = self.layer, self.plan.attend, self.kwargs["position_embeddings"]
-        keys = _Keys(self)
+    def query(
+        self, x: Tensor, gain_attn: Tensor | None = None, gain_ffn: Tensor | None = None, gain_row: Tensor | None = None
+    ) -> Tensor:
+        queries, keys = self.layout(self.attend), Keys(self, self.layout(self.expose))
+        if queries.empty and keys.layout.empty:
+            self.write_nothing(x)
+            return self.weigh(x, self.ffn(x, gain_ffn), gain_row)
+        xs = queries.take(x)
+        delta = self.attention(x, xs, queries, keys)
+        if delta is None:
+            return self.weigh(x, self.ffn(x, gain_ffn), gain_row)
+        return self.finish(x, xs, delta, queries, gain_attn, gain_ffn, gain_row)
+
+    def attention(self, x: Tensor, xs: Tensor, queries: Layout, keys: Keys) -> Tensor | None:
+        """Attention update of the queries' rows; None where there is none, and K and V are written alone.
+
+        Projected in the order of the stock attention: sharded parameters are gathered in call order on every rank.
+        """
+        attn, embeddings = self.layer.self_attn, self.kwargs["position_embeddings"]
+        asking, shown, joined = self.projected(x, xs, queries, keys)
+        turned = tuple(queries.take(t) for t in embeddings)
+        if queries is keys.layout:
+            embeddings = turned
+        elif not keys.whole:
+            embeddings = tuple(keys.layout.take(t) for t in embeddings)
+        if queries.empty:
+            keys.update(*project_kv(attn, shown, embeddings, joined))
+            return None
+        q = query_heads(attn, asking)
+        k, v = project_kv(attn, shown, embeddings, joined)
+        q = rotate(attn, q, turned)
+        if self.ordered:
+            out = packed_attention(self, q, k, v, queries, keys)
+        else:
+            k, v = keys.update(k, v)
+            out = queries.unpadded(attended(attn, queries.padded(q), k, v, keys.mask, in_order=False))
+        return attn.o_proj(out.reshape(*queries.lead, -1).contiguous())
+
+    def projected(self, x: Tensor, xs: Tensor, queries: Layout, keys: Keys) -> tuple[Tensor, Tensor, KV | None]:
+        """The normed rows that queries and keys are made of; and K and V of the latter, if they are there already."""
+        if queries is keys.layout:
+            normed = self.norm("attn_in", xs)
+            return normed, normed, None
+        frozen = self.layer.vtskip.runtime.frozen
+        joined = None if frozen is None else frozen.kv(self.index, self.rows, x)
+        if joined is not None:
+            return self.norm("attn_in", xs), xs, joined if keys.whole else tuple(keys.layout.take(t) for t in joined)
         normed = self.norm("attn_in", x)
-        delta = query_attention(
-            layer.self_attn,
-            normed,
-            None if keys.all else self.take(normed, self.plan.expose),
-            queries,
-            embeddings if keys.all else tuple(self.take(t, self.plan.expose) for t in embeddings),
-            tuple(self.take(t, queries) for t in embeddings),
-            keys.update,
-            keys.mask,
-        )
-        if queries.width == 0:
-            return x if self.plan.ffn.width == 0 else self.ffn(x, gain_ffn)
-        return self.finish(x, self.take(x, queries), delta, queries, gain_attn, gain_ffn)
+        return queries.take(normed), normed if keys.whole else keys.layout.take(normed), None
 
     # ---------------------------------------------------------------- parts
 
@@ -129,43 +173,62 @@ class Execution:
         name = getattr(self.parts, place)
         return x if name is None else getattr(self.layer, name)(x)
 
+    def layout(self, rows: RowSet) -> Layout:
+        if id(rows) not in self._layouts:
+            self._layouts[id(rows)] = Layout(rows, self.packs)
+        return self._layouts[id(rows)]
+
     def finish(
-        self, x: Tensor, xs: Tensor, delta: Tensor, rows: RowSet, gain_attn: Tensor | None, gain_ffn: Tensor | None
+        self,
+        x: Tensor,
+        xs: Tensor,
+        delta: Tensor,
+        rows: Layout,
+        gain_attn: Tensor | None,
+        gain_ffn: Tensor | None,
+        gain_row: Tensor | None,
     ) -> Tensor:
         """Add the attention update of the gathered ``rows``, then the FFN: on the same rows without scattering between."""
-        ys = xs + scaled(self.norm("attn_out", delta), None if gain_attn is None else self.take(gain_attn, rows))
+        ys = xs + scaled(self.norm("attn_out", delta), None if gain_attn is None else rows.take(gain_attn))
         if self.plan.ffn is self.plan.attend:
-            ys = ys + self.ffn_delta(ys, None if gain_ffn is None else self.take(gain_ffn, rows))
-            return scatter_rows(x, rows.flat_index, keep_fillers(rows, ys, xs))
-        return self.ffn(scatter_rows(x, rows.flat_index, keep_fillers(rows, ys, xs)), gain_ffn)
+            ys = ys + self.ffn_delta(ys, None if gain_ffn is None else rows.take(gain_ffn))
+            return self.put(x, xs, ys, rows, gain_row)
+        middle = rows.put(x, rows.kept(ys, xs))
+        return self.weigh(x, self.ffn(middle, gain_ffn, fresh=True), gain_row)
+
+    def put(self, x: Tensor, xs: Tensor, ys: Tensor, rows: Layout, gain: Tensor | None) -> Tensor:
+        """``x`` with ``ys`` where ``xs`` came from, weighed by the row gain: there alone, or on the others as well."""
+        plan = self.plan
+        if gain is None:
+            return rows.put(x, rows.kept(ys, xs))
+        ys = weigh(xs, ys, rows.take(gain), plan.gain_on)
+        if plan.gain_on == "output" and (plan.gain_skipped or not plan.one_set):
+            base = scaled(x, gain).contiguous()
+            return rows.put_(base, ys if rows.ok is None else rows.kept(ys, rows.take(base)))
+        return rows.put(x, rows.kept(ys, xs))
 
     def ffn_delta(self, x: Tensor, gain: Tensor | None) -> Tensor:
         return scaled(self.norm("ffn_out", self.layer.mlp(self.norm("ffn_in", x))), gain)
 
-    def ffn(self, x: Tensor, gain: Tensor | None) -> Tensor:
-        rows = self.plan.ffn
-        if self.is_all(rows):
+    def ffn(self, x: Tensor, gain: Tensor | None, fresh: bool = False) -> Tensor:
+        """``x`` with the FFN's update of the plan's rows, written into ``x`` itself where that is ``fresh`` (nobody else's)."""
+        if self.is_all(self.plan.ffn) and not self.packs:
             return x + self.ffn_delta(x, gain)
-        if rows.width == 0:
+        rows = self.layout(self.plan.ffn)
+        if rows.empty:
             return x
-        xs = self.take(x, rows)
-        ys = xs + self.ffn_delta(xs, None if gain is None else self.take(gain, rows))
-        return scatter_rows(x, rows.flat_index, keep_fillers(rows, ys, xs))
+        delta = self.ffn_delta(rows.take(x), None if gain is None else rows.take(gain))
+        delta = delta if rows.ok is None else delta.masked_fill(~rows.ok[..., None], 0)
+        return rows.add(x, delta, fresh)
 
-    def weigh(self, x: Tensor, y: Tensor) -> Tensor:
-        return y if self.plan.gain_row is None else weigh(x, y, self.plan.gain_row, self.plan.gain_on)
+    def weigh(self, x: Tensor, y: Tensor, gain: Tensor | None) -> Tensor:
+        return y if gain is None else weigh(x, y, gain, self.plan.gain_on)
 
     def is_all(self, rows: RowSet) -> bool:
         """Whether ``rows`` run ungathered. Never with checkpointing under ZeRO-3: torch recomputes a body, and weights are
         gathered for it, when its first saved tensor is asked for; that has to be the same one in every process.
         """
         return self.rows.is_all(rows) and not (checkpointing(self.layer) and self.partitioned)
-
-    def take(self, t: Tensor, rows: RowSet) -> Tensor:
-        """Rows of ``[B, S, ...]`` or of a shared ``[1, S, ...]``."""
-        if t.shape[0] == 1:
-            return t[0].index_select(0, rows.index.reshape(-1)).view(len(rows.index), rows.width, *t.shape[2:])
-        return gather_rows(t, rows.flat_index, len(rows.index))
 
     def gathered_kwargs(self, rows: RowSet) -> dict[str, Any]:
         """The layer's keyword arguments for the gathered rows: every per-row tensor gathered, cache and mask exchanged."""
@@ -174,7 +237,7 @@ class Execution:
             if isinstance(t, tuple):
                 return tuple(gather(e) for e in t)
             per_row = torch.is_tensor(t) and t.dim() > 1 and t.shape[1] == self.length and t.shape[0] in (1, self.batch)
-            return self.take(t, rows) if per_row else t
+            return self.layout(rows).take(t) if per_row else t
 
         special = ("attention_mask", "past_key_values", "position_ids")
         kwargs = {name: gather(value) for name, value in self.kwargs.items() if name not in special}
@@ -220,9 +283,9 @@ class Execution:
         """Where among the gathered ``rows`` those lie that the plan leaves in the cache; None for all of them."""
         if self.plan.cache is self.plan.expose:
             return None
-        samples = list(rows.samples or range(self.batch))
-        kept = self.plan.cache
-        among = RowSet(kept.mask[samples].gather(1, rows.index), [kept.counts[b] for b in samples])
+        kept, samples = self.plan.cache, rows.samples
+        mask = kept.mask if samples is None else kept.mask.index_select(0, on_device(samples, kept.mask.device))
+        among = RowSet(mask.gather(1, rows.index), [kept.counts[b] for b in samples or range(self.batch)])
         among.bounds = kept.bounds
         return among.index, among.ok
 
@@ -235,43 +298,6 @@ class Execution:
             append(self.cache, self.index, empty, empty, (pos, None, self.length, None))
 
 
-class _Keys:
-    """The key side of the query seam: which rows give K and V, how they enter the cache, and the mask over all of them."""
-
-    def __init__(self, execution: Execution):
-        self.of = execution
-        plan = execution.plan
-        self.all = execution.is_all(plan.expose) and plan.cache is plan.expose
-        self.pos: Tensor | None = None
-        self.ok: Tensor | None = None
-
-    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        ex = self.of
-        if self.all and not isinstance(ex.stored, RowSlots):  # as the dense layer would store it, padding included
-            offset, total = 0, ex.past + ex.length
-            if ex.cache is not None:
-                offset = ex.cache.get_mask_sizes(ex.length, ex.index)[1]
-                k, v = (t[:, :, : total - offset] for t in ex.cache.update(k, v, ex.index))  # without free static slots
-            self.pos = torch.arange(offset, total, device=k.device).expand(ex.batch, -1)
-            return k, v
-        rows = ex.plan.expose
-        if self.all:
-            index, ok = torch.arange(ex.length, device=k.device).expand(ex.batch, -1), None
-        else:
-            index, ok = rows.index, rows.ok
-        if ex.cache is None:
-            self.pos, self.ok = index, ok
-            return k, v
-        layer = skip_layer(ex.cache, ex.index)
-        stored = None if self.all else ex.stored_index(rows)
-        self.pos, self.ok = layer.visible(ex.past + index, ok)
-        return append(ex.cache, ex.index, k, v, (ex.past + index, ok, ex.length, stored))
-
-    def mask(self, kind: str) -> Any:
-        assert self.pos is not None
-        return self.of.build_mask(self.of.plan.attend, self.pos, self.ok, kind)
-
-
 def scaled(delta: Tensor, gain: Tensor | None) -> Tensor:
     return delta if gain is None else delta * gain[..., None].to(delta.dtype)
 
@@ -280,8 +306,3 @@ def weigh(x: Tensor, y: Tensor, gain: Tensor, on: str) -> Tensor:
     """``gain`` ``[B, m]`` on the output ``y``, or on what the layer added to ``x``."""
     weight = gain[..., None].to(y.dtype)
     return weight * y if on == "output" else x + weight * (y - x)
-
-
-def keep_fillers(rows: RowSet, new: Tensor, old: Tensor) -> Tensor:
-    """``new``, but ``old`` on filler rows, which belong to no set."""
-    return new if rows.ok is None else torch.where(rows.ok[..., None], new, old)

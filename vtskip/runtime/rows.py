@@ -73,7 +73,8 @@ class RowReader:
         if rows is not None and state.bucket is not None:
             rows = rows.bucketed(state.bucket)
         state.uniform = same_modules(module)
-        state.begin(self.read_text(inputs) if rows is None and (state.every_step or state.uniform) else rows)
+        state.plain = self.plain(inputs)
+        state.begin(self.read_text(inputs) if rows is None else rows)
         state.vit_cls = of_features(inputs)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -122,13 +123,25 @@ class RowReader:
         return RowMap.build(vision, valid, sizes, past_rows, source.device)
 
     def read_text(self, inputs: dict[str, Any]) -> RowMap | None:
-        """The RowMap of a step without vision rows, for methods that plan those too."""
+        """The RowMap of a step without vision rows: for methods that plan those too, and where there is padding to leave out."""
         source = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
-        if source is None:
+        planned = self.state.every_step or self.state.uniform
+        if source is None or not (planned or (self.state.packs and self.state.plain and source.shape[1] > 1)):
             return None
         batch, length = source.shape[:2]
         valid, past = _valid(inputs.get("attention_mask"), batch, length, inputs.get("past_key_values"))
+        if not planned and (valid is None or valid.all()):
+            return None
         return RowMap.build(np.zeros((batch, length), bool), valid, None, past, source.device)
+
+    def plain(self, inputs: dict[str, Any]) -> bool:
+        """Whether the masks that layers get express order and padding alone: of a given 2-D mask the model makes no others.
+
+        Without one, packed documents may be told by their positions.
+        """
+        mask = inputs.get("attention_mask")
+        causal = self.family is None or self.family.attends == "causal"
+        return causal and torch.is_tensor(mask) and mask.dim() == 2
 
     def from_tokens(self, tokens: Tensor, inputs: dict[str, Any]) -> tuple[np.ndarray, list[list[int]]]:
         """Placeholder positions and, per sample, the sizes of its groups in sequence order."""

@@ -1,0 +1,82 @@
+"""How the rows of a set lie while a layer runs them: packed behind one another, or padded to the sample with most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vtskip.rowset import RowSet, lazy
+
+
+class Layout:
+    """Rows of a set as one tensor: *packed* ``[1, T, ...]`` without fillers, *padded* ``[B, width, ...]`` with them.
+
+    Attributes:
+        rows: the set. packed: which of the two; sets whose counts are bounds are always padded.
+        index: the rows' places in the flattened batch. ok: False on fillers, of the leading shape; None where there is none.
+        lens: rows of each sample in the tensor, fillers included (host).
+    """
+
+    def __init__(self, rows: RowSet, packed: bool):
+        self.rows, self.packed = rows, packed and not rows.bounds
+        self.index: Tensor = rows.flat if self.packed else rows.flat_index
+        self.ok: Tensor | None = None if self.packed else rows.ok
+        self.lead = (1, len(rows)) if self.packed else (len(rows.mask), rows.width)
+        self.lens: Sequence[int] = rows.counts if self.packed else (rows.width,) * len(rows.mask)
+
+    @property
+    def empty(self) -> bool:
+        return 0 in self.lead
+
+    @lazy
+    def columns(self) -> Tensor:
+        """``[T]`` or ``[B * width]``: place of each row in its sample."""
+        return self.index % self.rows.mask.shape[1]
+
+    def take(self, t: Tensor) -> Tensor:
+        """The rows of ``[B, S, ...]`` or of a shared ``[1, S, ...]``."""
+        index = self.columns if t.shape[0] == 1 else self.index
+        return t.reshape(-1, *t.shape[2:]).index_select(0, index).view(*self.lead, *t.shape[2:])
+
+    def kept(self, new: Tensor, old: Tensor) -> Tensor:
+        """``new``, but ``old`` on filler rows, which belong to no set."""
+        return new if self.ok is None else torch.where(self.ok[..., None], new, old)
+
+    def put(self, base: Tensor, rows: Tensor) -> Tensor:
+        """A copy of ``base`` ``[B, S, D]`` with these rows in it."""
+        flat = base.reshape(-1, base.shape[-1]).index_copy(0, self.index, rows.flatten(0, 1).to(base.dtype))
+        return flat.view(base.shape)
+
+    def put_(self, base: Tensor, rows: Tensor) -> Tensor:
+        """The same into ``base``, which is contiguous and nobody else's."""
+        base.view(-1, base.shape[-1]).index_copy_(0, self.index, rows.flatten(0, 1).to(base.dtype))
+        return base
+
+    def add(self, base: Tensor, delta: Tensor, fresh: bool) -> Tensor:
+        """``base`` plus ``delta`` at these rows; ``fresh``: into ``base``, which is contiguous and nobody else's."""
+        flat, delta = base.reshape(-1, base.shape[-1]), delta.flatten(0, 1).to(base.dtype)
+        if fresh:
+            base.view(flat.shape).index_add_(0, self.index, delta)
+            return base
+        return flat.index_add(0, self.index, delta).view(base.shape)
+
+    # ---------------------------------------------------------------- heads: [1, heads, T, d] or [B, heads, width, d]
+
+    def padded(self, t: Tensor) -> Tensor:
+        """``[B, heads, width, d]``, zeros on fillers; as it is where it is padded already."""
+        return self._spread(t, self.rows.slots, len(self.rows.mask), self.rows.width) if self.packed else t
+
+    def spread(self, t: Tensor, batch: int) -> Tensor:
+        """``[batch, heads, S, d]`` of packed rows: each in its column, zeros on all others."""
+        return self._spread(t, self.index, batch, self.rows.mask.shape[1])
+
+    def _spread(self, t: Tensor, index: Tensor, batch: int, length: int) -> Tensor:
+        rows = t[0].transpose(0, 1)
+        flat = rows.new_zeros(batch * length, *rows.shape[1:]).index_copy(0, index, rows)
+        return flat.view(batch, length, *rows.shape[1:]).transpose(1, 2)
+
+    def unpadded(self, t: Tensor) -> Tensor:
+        """The way back from :meth:`padded`, of ``[B, width, ...]``."""
+        return t.flatten(0, 1).index_select(0, self.rows.slots)[None] if self.packed else t
