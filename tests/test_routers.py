@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from vtskip.kernels import reference
 from vtskip.plan import RowMap, rows_to_keep
-from vtskip.routers import Router, evenly_per_group, position_noise, topk_per_group
+from vtskip.routers import Router, evenly_per_group, group_ranks, position_noise, topk_per_group
 
 
 def ragged(seed: int = 0) -> RowMap:
@@ -38,6 +39,22 @@ def test_topk_matches_plain_python(keep):
     kept = topk_per_group(score, rows, keep)
     assert torch.equal(kept, by_hand(score, rows, keep))
     assert kept.sum(1).tolist() == rows.kept_counts(keep)
+
+
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_ranks_are_those_of_the_kernels(by_kernel):
+    """Ties, NaN and rows without a group included; the rows may bring a ranking of their device."""
+    rows, score = ragged(), torch.randn(2, 40, generator=torch.Generator().manual_seed(2)).round()
+    score[:, ::6] = torch.nan
+    expected = reference.group_ranks(score, rows.group)
+    inside = rows.group >= 0
+    assert torch.equal(group_ranks(score, rows.group)[inside].int(), expected[inside])
+    calls = []
+    rows.ranks = (lambda *args: calls.append(args) or reference.group_ranks(*args)) if by_kernel else None
+    kept = topk_per_group(score, rows, 0.5)
+    assert torch.equal(kept, (expected < rows.group_keep(0.5)) & inside) and len(calls) == by_kernel
+    topk_per_group(score, rows.by_sample, 0.5)
+    assert len(calls) == 2 * by_kernel
 
 
 def test_ties_go_to_the_earlier_row():

@@ -5,7 +5,7 @@ Data only. A *row* is one position of a ``[B, S]`` batch. Nothing here knows a m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
@@ -49,6 +49,7 @@ class RowMap:
         text_counts: per sample, the number of text rows (host).
         memo: free space for a method that carries a decision from layer to layer within one forward.
         exact: the rows with their true numbers, where ``sizes`` and ``text_counts`` are upper bounds (``bounds``).
+        ranks: ``(score, group) -> rank`` of the device, if it has a faster one than sorting.
     """
 
     vision: Tensor
@@ -61,6 +62,7 @@ class RowMap:
     memo: dict[Any, Any] = field(default_factory=dict)
     exact: RowMap | None = None
     bounds: bool = False
+    ranks: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @classmethod
     def build(

@@ -30,14 +30,19 @@ class Router(nn.Module):
 
 def topk_per_group(score: Tensor, rows: RowMap, keep: float, rounding: Rounding = "ceil") -> Tensor:
     """``[B, S]`` bool: the ``rows_to_keep(keep, n)`` best-scored rows of every group of n; ties go to the earlier row."""
-    order = score.detach().argsort(dim=1, descending=True, stable=True)
-    order = order.gather(1, rows.group.gather(1, order).argsort(dim=1, stable=True))  # by group, best first
-    group = rows.group.gather(1, order)
-    start = (group[:, 1:] != group[:, :-1]).long()
-    first = torch.nn.functional.pad(start, (1, 0)) * torch.arange(score.shape[1], device=score.device)
-    rank = torch.arange(score.shape[1], device=score.device) - first.cummax(dim=1).values
-    selected = (rank < rows.group_keep(keep, rounding).gather(1, order)) & (group >= 0)
-    return torch.zeros_like(selected).scatter(1, order, selected)
+    rank = (rows.ranks or group_ranks)(score.detach(), rows.group)
+    return (rank < rows.group_keep(keep, rounding)) & (rows.group >= 0)
+
+
+def group_ranks(score: Tensor, group: Tensor) -> Tensor:
+    """``[B, S]``: the place of each row among those of its group ``[B, S]``, the best first, then in sequence order."""
+    order = score.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))  # by group, best first
+    group = group.gather(1, order)
+    place = torch.arange(score.shape[1], device=score.device)
+    first = torch.nn.functional.pad((group[:, 1:] != group[:, :-1]).long(), (1, 0)) * place
+    rank = place - first.cummax(dim=1).values
+    return torch.empty_like(rank).scatter_(1, order, rank)
 
 
 def evenly_per_group(rows: RowMap, keep: float) -> Tensor:

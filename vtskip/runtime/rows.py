@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vtskip.errors import ModelError
+from vtskip.kernels.dispatch import ranker
 from vtskip.models.cls_attention import of_features
 from vtskip.models.families import Family
 from vtskip.models.sharding import same_modules
@@ -72,6 +73,8 @@ class RowReader:
         rows = self.read(inputs)
         if rows is not None and state.bucket is not None:
             rows = rows.bucketed(state.bucket)
+        if rows is not None:
+            rows.ranks = ranker(rows.vision.device)
         state.uniform = same_modules(module)
         state.plain = self.plain(inputs)
         state.begin(self.read_text(inputs) if rows is None else rows)
