@@ -52,7 +52,7 @@ def language_model(folder: Path, texts: list[str] = TEXTS, **sizes) -> Path:
     """A causal language model (Llama) with its tokenizer."""
     words = tokenizer(texts=texts)
     torch.manual_seed(0)
-    hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(words), **{**SIZES, **sizes})).save_pretrained(folder)
+    hf.LlamaForCausalLM(hf.LlamaConfig(**{"vocab_size": len(words), **SIZES, **sizes})).save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
 
