@@ -9,7 +9,9 @@ from vtskip.data import DataConfig
 from vtskip.eval.metrics import TOLERANCES
 from vtskip.methods import MethodSpec
 
-Row = Literal["blind", "dense", "random", "uniform", "downsample", "motion", "majority", "bigram"]
+Row = Literal[
+    "blind", "dense", "random", "uniform", "downsample", "motion", "oracle", "anti_oracle", "majority", "bigram"
+]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -35,9 +37,11 @@ class EvalConfig(StrictModel):
         include_path: folders with further task files.
         method: evaluate with this method instead of the saved one (name, mapping with ``name``, or YAML file).
         rows: comparisons on the same clips. ``blind``: frames zeroed; ``dense``; ``random``, ``uniform``, ``motion``: another
-            choice of rows at the same keep ratio and layers, without retraining; ``downsample``: all layers on fewer, larger
-            patches, the smallest grid that costs at least as much; ``majority``, ``bigram``: the most frequent answer of
-            ``prior_split``, and the one that most often follows the step in view, without a model.
+            choice of rows at the same keep ratio and layers, without retraining; ``oracle``, ``anti_oracle``: the same counts
+            of the rows that are known to tell what is done, or of the others (synthetic clips alone);
+            ``downsample``: all layers on fewer, larger patches, the smallest grid that costs at least as much;
+            ``majority``, ``bigram``: the most frequent answer of ``prior_split``, and the one that most often follows the
+            step in view, without a model.
         prior_split: split that the answers of ``majority`` and ``bigram`` are counted in.
         threshold: of the evaluation; 0 is plain argmax, as in published numbers.
         continuation: which frames follow a silent turn: the published code's window or the ``exact`` next frames.

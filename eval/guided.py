@@ -1,7 +1,8 @@
-"""Rows kept by a score that is given from outside: the control that asks what a simple rule would have chosen.
+"""Rows kept by a score that is given from outside: controls that ask what a simple rule, or the truth, would have chosen.
 
 ``motion`` scores a row by how much its tower feature changed since the frame before (the rule of TimeChat-Online's
 differential token dropping, arXiv 2504.17343, in its feature mode), at the counts of the method it is compared with.
+``oracle`` keeps the rows of areas that are known to tell what is done, ``anti_oracle`` all others first.
 """
 
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from vtskip.schedules import Keep, Schedule
 
 
 class Guided(Method):
-    """Per frame the ``keep`` rows of the highest given score, in the layers of ``schedule``."""
+    """Per frame the ``keep`` rows of the highest given score, in the layers of ``schedule``. ``seed``: of what fills up."""
 
     name: Literal["guided"] = "guided"
+    by: Literal["motion", "oracle", "anti_oracle"] = "motion"
     keep: Keep
     schedule: Schedule
+    seed: int = 0
 
     def planner(self, layer: int, shape: DecoderShape) -> LayerPlanner | None:
         keep = self.schedule.resolve(shape.layers, self.keep)[layer]

@@ -13,6 +13,7 @@ from vtskip.streaming.loading import StreamCheckpoint
 from vtskip.template import StreamTemplate
 
 PRIORS = ("majority", "bigram")  # rows that answer without a model
+ORACLES = ("oracle", "anti_oracle")  # rows that are told which areas matter
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def row_method(row: str, method: Method, seed: int) -> Method:
     if not {"keep", "schedule"} <= values.keys():
         raise ConfigError(f"rows: {row!r} needs a method with keep and schedule to match, not {method.name!r}")
     counts = {"keep": values["keep"], "schedule": values["schedule"]}
-    if row == "motion":
-        return Guided(**counts)
+    if row in ("motion", *ORACLES):
+        return Guided(by=row, seed=seed, **counts)
     return get_method({"name": row} | counts | ({"seed": seed} if row == "random" else {}))
 
 

@@ -13,13 +13,14 @@ from vtskip._files import write_atomic
 from vtskip.data.collate import FrameCache
 from vtskip.data.types import Sample
 from vtskip.errors import ConfigError, VideoError
+from vtskip.eval.areas import has_areas, kinds_of, router_counts
 from vtskip.eval.config import EvalConfig
 from vtskip.eval.cost import peak_memory
 from vtskip.eval.journal import Journal, fingerprint
 from vtskip.eval.prior import answer_of, has_prior, prior
 from vtskip.eval.record import build_record
 from vtskip.eval.records import SampleRecord
-from vtskip.eval.rows import PRIORS, RowPlan, applied, plan_rows
+from vtskip.eval.rows import ORACLES, PRIORS, RowPlan, applied, plan_rows
 from vtskip.eval.sets import TaskSet, due_replies, question, read_samples, task_sets
 from vtskip.eval.shard import Shard
 from vtskip.eval.subject import Prompt, StreamSubject
@@ -101,6 +102,9 @@ class Evaluation:
         settings = config.model_dump(mode="json", exclude={"out", "name"}) | {
             "tasks": [s.task.model_dump() for s in sets]
         }
+        for name in sorted({*config.rows} & {*ORACLES}):
+            if not any(has_areas(s.data) for s in sets):
+                raise ConfigError(f"rows: {name!r} needs clips whose areas are known; accepted: data of kind synthetic")
         run = fingerprint(settings, config.model, (s for part in sets for s in part.samples))
         self.journal = Journal(None if config.out is None else Path(config.out), run, shard.rank)
         self._take_over()
@@ -141,7 +145,7 @@ class Evaluation:
         """Everything that is not done yet, row by row."""
         for name, row in self.plan.items():
             with applied(row, self.checkpoint) as subject:
-                self._row(name, partial(self._asked, subject))
+                self._row(name, partial(self._asked, name, subject))
         for name in self.priors:
             self._row(name, partial(self._guessed, name))
 
@@ -166,41 +170,56 @@ class Evaluation:
         head = {"row": row, "task": part.task.task, "uid": sample.uid}
         if raw is None:
             return head | {"skipped": part.skipped[sample.uid]}
-        return head | {"cluster": part.cluster(sample)} | raw | {"scores": part.scorer(sample, raw)}
+        scores = part.scorer(sample, raw)
+        if raw.get("areas") is not None:
+            scores["router"] = router_counts(raw["areas"])
+        return head | {"cluster": part.cluster(sample)} | raw | {"scores": scores}
 
-    def _asked(self, subject: StreamSubject, part: TaskSet) -> Answer:
+    def _asked(self, row: str, subject: StreamSubject, part: TaskSet) -> Answer | None:
+        if row in ORACLES and not has_areas(part.data):
+            return None
         one = {"stream": self._stream, "rollout": self._rollout}.get(part.task.evaluator)
         if one is None:
             return Answer(partial(self._answers, part, subject), self.config.batch_size if subject.batches else 1)
 
         def ask(samples: list[Sample]) -> list[Line | None]:
             read = [(sample, self._read(part, sample)) for sample in samples]
-            return [None if f is None else one(part, subject, s, Prompt(s.conversation, f)) for s, f in read]
+            return [
+                None if f is None else one(part, subject, s, self._prompt(part, s, s.conversation, f)) for s, f in read
+            ]
 
         return Answer(ask)
+
+    def _prompt(self, part: TaskSet, sample: Sample, conversation: Any, frames: Any) -> Prompt:
+        return Prompt(conversation, frames, kinds_of(sample) if has_areas(part.data) else None)
 
     def _stream(self, part: TaskSet, subject: StreamSubject, sample: Sample, prompt: Prompt) -> Line:
         config = self.config
         turns, cost = subject.stream_score(prompt, config.threshold, config.continuation)
+        areas = subject.areas[0]
         meta = {"video": str(sample.video), "source": sample.source}
         record = SampleRecord(sample.uid, sample.fps, turns, config.threshold, meta)
         if cost is not None and sample.uid in {s.uid for s in part.samples[: config.live_clips]}:
             cost["live_seconds"] = subject.live_seconds(prompt, sample.fps, config.live_threshold)
-        return record.as_dict() | {"cost": cost}
+        return record.as_dict() | {"cost": cost, "areas": areas}
 
     def _rollout(self, part: TaskSet, subject: StreamSubject, sample: Sample, prompt: Prompt) -> Line:
         most, at = part.task.generation.max_new_tokens, self.config.live_threshold
         said, cost = subject.rollout(prompt, sample.fps, at, most)
-        return {"fps": sample.fps, "said": [list(s) for s in said], "due": due_replies(sample), "cost": cost}
+        due, areas = due_replies(sample), subject.areas[0]
+        return {"fps": sample.fps, "said": [list(s) for s in said], "due": due, "cost": cost, "areas": areas}
 
     def _answers(self, part: TaskSet, subject: StreamSubject, samples: list[Sample]) -> list[Line | None]:
         read = [(sample, self._read(part, sample)) for sample in samples]
-        prompts = [Prompt(question(sample), frames) for sample, frames in read if frames is not None]
-        found = zip(*subject.generate(prompts, part.task.generation)) if prompts else iter(())
+        prompts = [
+            self._prompt(part, sample, question(sample), frames) for sample, frames in read if frames is not None
+        ]
+        answers, costs = subject.generate(prompts, part.task.generation) if prompts else ([], [])
+        found = zip(answers, costs, subject.areas)
         lines: list[Line | None] = []
         for sample, frames in read:
-            texts, cost = (None, None) if frames is None else next(found)
-            lines.append(texts and {"answers": texts, "target": answer_of(sample), "cost": cost})
+            texts, cost, areas = (None, None, None) if frames is None else next(found)
+            lines.append(texts and {"answers": texts, "target": answer_of(sample), "cost": cost, "areas": areas})
         return lines
 
     def _guessed(self, row: str, part: TaskSet) -> Answer | None:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from vtskip.errors import DataError
+from vtskip.eval import areas
 from vtskip.eval.cost import MeteredStream, sample_cost
 from vtskip.eval.guided import Guided, Seen, guide, motion
 from vtskip.eval.records import TurnRecord
@@ -22,10 +24,14 @@ Cost = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends where the answer is due, and the frames it shows: uint8 ``[N, H, W, 3]``."""
+    """A conversation that ends where the answer is due, and the frames it shows: uint8 ``[N, H, W, 3]``.
+
+    kinds: the areas of the frames where they are known (``vtskip.eval.areas.kinds_of``).
+    """
 
     conversation: Conversation
     frames: np.ndarray
+    kinds: np.ndarray | None = None
 
 
 class EvalModel(Protocol):
@@ -49,34 +55,65 @@ class SeenStream(MeteredStream):
     """A stream whose frames carry the scores of guided rows with them; ``known`` are frames encoded before, by number."""
 
     known: Seen | None = None
+    kept: list[np.ndarray] | None = None  # of the frames fed, where somebody wants to know
 
     def encode(self, frames: Any) -> Any:
-        if self.known is not None:
-            return self.known[torch.as_tensor(frames).long()]
-        features = super().encode(frames)
-        guided = isinstance(self.handle.method, Guided)
-        return Seen(features, motion(features) if guided else None)
+        return Seen(super().encode(frames)) if self.known is None else self.known[torch.as_tensor(frames).long()]
 
     def step(self, ids: Sequence[int], features: Any, cache: Any, rows: Sequence[int]) -> torch.Tensor:
         guide(self.model, None if features is None else features.scores)
-        return super().step(ids, None if features is None else features.features, cache, rows)
+        logits = super().step(ids, None if features is None else features.features, cache, rows)
+        if features is not None and self.kept is not None:
+            self.kept += areas.kept_of(self.handle)
+        return logits
 
 
 class StreamSubject:
-    """A streaming checkpoint, with the method that is attached now, as an EvalModel. ``blind`` shows it black frames."""
+    """A streaming checkpoint, with the method that is attached now, as an EvalModel. ``blind`` shows it black frames.
+
+    ``areas``: after every call, per prompt, what the rows kept have to do with the prompt's areas; None where those are unknown.
+    """
 
     def __init__(self, checkpoint: StreamCheckpoint, blind: bool = False):
         self.checkpoint, self.blind = checkpoint, blind
         self.stream = SeenStream(checkpoint.model)
+        self.areas: list[dict[str, Any] | None] = []
 
     @property
     def batches(self) -> bool:
         """Whether several prompts may be answered at once."""
         return not isinstance(self.checkpoint.method, Guided)
 
-    def _seen(self, frames: np.ndarray) -> Seen | None:
-        frames = np.zeros_like(frames) if self.blind else frames
-        return self.stream.encode(frames) if len(frames) else None
+    def _seen(self, prompt: Prompt) -> Seen | None:
+        """The frames' features, with the scores of a guided row."""
+        if not len(prompt.frames):
+            return None
+        seen = self.stream.encode(np.zeros_like(prompt.frames) if self.blind else prompt.frames)
+        method, kinds = self.checkpoint.method, self._kinds(prompt)
+        if not isinstance(method, Guided):
+            return seen
+        if method.by == "motion":
+            return Seen(seen.features, motion(seen.features))
+        if kinds is None:
+            raise DataError(f"row {method.by!r}: a sample without known areas")
+        return Seen(seen.features, areas.scores_of(kinds, method.by == "oracle", method.seed))
+
+    def _kinds(self, prompt: Prompt) -> np.ndarray | None:
+        """``[N, F]`` kinds of the rows as they are now; None where they are unknown or have no place."""
+        pool = self.checkpoint.model.config.pool
+        known = prompt.kinds is not None and pool is not None and len(prompt.frames)
+        return areas.pooled(prompt.kinds, pool, self.checkpoint.template.frame_tokens) if known else None
+
+    def _watch(self, prompt: Prompt) -> None:
+        self.stream.kept = None if self._kinds(prompt) is None else []
+
+    def _found(self, prompts: Sequence[Prompt], kept: Sequence[np.ndarray]) -> None:
+        """Set ``areas``; ``kept`` is of the prompts with frames, in order."""
+        shown = iter(kept)
+        masks = [next(shown, None) if len(p.frames) else None for p in prompts]
+        kinds = [self._kinds(prompt) for prompt in prompts]
+        self.areas = [None if k is None or m is None else areas.found(m, k) for k, m in zip(kinds, masks)]
+        self.stream.kept = None
 
     def stream_score(
         self, prompt: Prompt, threshold: float, continuation: Continuation
@@ -85,22 +122,27 @@ class StreamSubject:
         template = self.checkpoint.template
         encoded = template.encode(prompt.conversation)
         self.stream.whole = None
-        seen, ids = self._seen(prompt.frames), StreamIds.of(template)
+        self._watch(prompt)
+        seen, ids = self._seen(prompt), StreamIds.of(template)
         turns = score(self.stream, encoded.input_ids, encoded.labels, seen, ids, threshold, continuation)
         whole = self.stream.whole
+        self._found([prompt], (self.stream.kept or [])[:1])  # not the late frames of silent turns
         return turns, None if whole is None else sample_cost(whole, len(prompt.frames))
 
     def rollout(
         self, prompt: Prompt, fps: float, threshold: float, max_new_tokens: int
     ) -> tuple[list[tuple[int, str]], Cost | None]:
         """As EvalModel; frames are encoded at once, so that they are the same to the last bit in every row."""
-        self.stream.known = self._seen(prompt.frames)
+        self.stream.known = self._seen(prompt)
+        self._watch(prompt)
         try:
             session = self.session(prompt.conversation, threshold, max_new_tokens)
             numbers = ((k / fps, np.array(k)) for k in range(len(prompt.frames)))
             said = [(event.frame, event.text) for event in play(session, numbers)]
         finally:
             self.stream.known = None
+        kept = self.stream.kept
+        self._found([prompt], [np.concatenate(kept, axis=1)] if kept else [])
         cost = session.cost()
         timed = {"seconds": cost["seconds"], "tokens": cost["reply_tokens"]}
         return said, sample_cost(self.stream.handle.report(), len(prompt.frames)) | timed
@@ -134,7 +176,7 @@ class StreamSubject:
         longest = max(map(len, rows))
         ids = torch.tensor([[template.eos_id] * (longest - len(row)) + row for row in rows], device=model.device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-        seen = [s for p in prompts if (s := self._seen(p.frames)) is not None]
+        seen = [s for p in prompts if (s := self._seen(p)) is not None]
         guide(model, seen[0].scores if len(seen) == 1 else None)
         self.stream.handle.reset()
         out = model.generate(
@@ -148,6 +190,8 @@ class StreamSubject:
             **generation.model_dump(),
         )[:, longest:]
         timed = {"seconds": time.perf_counter() - clock.start, "first_token_seconds": clock.first}
+        known = any(p.kinds is not None for p in prompts)
+        self._found(prompts, areas.kept_of(self.stream.handle)[:: generation.num_beams] if known else [])
         answers = [row[: row.index(template.eos_id)] if template.eos_id in row else row for row in out.tolist()]
         tokenizer: Any = template.tokenizer
         texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in answers]
