@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from threading import get_ident
 from typing import Any, cast
 
 import numpy as np
@@ -16,9 +17,9 @@ from vtskip.cost import kv_row_bytes
 from vtskip.models.families import decoder_of
 from vtskip.plan import SCORES, VIT_CLS, RowMap
 from vtskip.runtime.attach import Handle
-from vtskip.runtime.last_rows import read_part
 from vtskip.runtime.report import LayerReport, Report, make_report
 from vtskip.runtime.stats import StepState
+from vtskip.runtime.unread import Asked, read_part
 
 CARD_NAME, PICTURE_NAME = "README.md", "vtskip_plan.png"
 BEGIN, END = "<!-- vtskip: written by save_pretrained, down to the end mark -->", "<!-- vtskip: end -->"
@@ -84,6 +85,7 @@ def reference_report(handle: Handle, seed: int = 0) -> Report:
 
     hidden = noise(1, length, handle.shape.hidden)
     state.reset(handle.shape.layers)
+    state.asked = Asked(get_ident(), 1) if handle.lossless else None
     state.begin(rows)
     # Attention that only a real forward has: numbers of rows do not depend on it.
     rows.memo |= {(SCORES, i): noise(1, length) for i in range(len(layers))} | {VIT_CLS: noise(1, length)}
@@ -91,8 +93,8 @@ def reference_report(handle: Handle, seed: int = 0) -> Report:
         if hasattr(layer, "vtskip"):
             planner = layer.vtskip
             plan = part = planner(rows, hidden)
-            if handle.last_rows_alone and i == len(layers) - 1:
-                part = read_part(plan, rows, 1, planner.compact)
+            if handle.lossless and (unread := planner.runtime.unread) != "none":
+                part = read_part(plan, rows, unread, planner.compact, state.every_step)
             state.record(i, plan, 0, ran=part)
     state.finish(1, length, None)
     state.logit_rows = 1

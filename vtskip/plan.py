@@ -103,6 +103,7 @@ class RowMap:
             position=tensor(position),
             sizes=tuple(tuple(int(s) for s in row) for row in sizes),
             text_counts=tuple(int(n) for n in (valid & ~vision).sum(1)),
+            memo={ON_HOST: (vision, valid)},
         )
 
     def bucketed(self, bucket: int) -> RowMap:
@@ -145,6 +146,11 @@ class RowMap:
     def everything(self) -> RowSet:
         """All rows that are not padding."""
         return RowSet(self.valid, [t + sum(s) for t, s in zip(self.text_counts, self.sizes)])
+
+    @property
+    def padded(self) -> bool:
+        """Whether any row is padding."""
+        return len(self.everything) < self.valid.numel()
 
     @lazy
     def text(self) -> RowSet:
@@ -205,6 +211,7 @@ def moved_to(value: Any, device: torch.device) -> Any:
     return {k: moved_to(v, device) for k, v in value.items()} if isinstance(value, dict) else value
 
 
+ON_HOST = "on host"  # key of RowMap.memo: `vision` and `valid` as they were given, numpy arrays
 SCORES, CARRIED, VIT_CLS = "scores", "carried", "vit_cls"  # keys of RowMap.memo that the executor fills in
 MOVABLE = "movable"  # what a planner may need beside SCORES and VIT_CLS
 LIVE = (
@@ -271,6 +278,8 @@ class Planner(Protocol):
         sees: ``stream`` is given the layer's input, ``normed`` the input after the layer's first norm.
         every_step: asked on steps without vision rows too.
         compact: the layer numbers the rows it runs 0, 1, 2, ... instead of by their places in the sequence.
+        skips_vision: no vision row takes part in this layer, whatever the input: nothing reads what earlier layers make
+            of them, if all later layers say so too.
         needs: what not every model has; the others are refused at attach. ``VIT_CLS``: the attention of the vision
             tower's CLS token to each row's patch, offered as ``rows.memo[VIT_CLS]`` ``[B, S]`` (0 on other rows).
             ``MOVABLE``: values may move from one vision row to another, as no later layer adds to rows by their place.
@@ -279,6 +288,7 @@ class Planner(Protocol):
     sees: Literal["stream", "normed"]
     every_step: bool
     compact: bool
+    skips_vision: bool
     needs: frozenset[str]
 
     def __call__(self, rows: RowMap, hidden: Tensor) -> LayerPlan: ...

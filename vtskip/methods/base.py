@@ -14,6 +14,7 @@ class LayerPlanner(nn.Module):
     sees: Literal["stream", "normed"] = "stream"
     every_step: bool = False
     compact: bool = False
+    skips_vision: bool = False
     needs: frozenset[str] = frozenset()
 
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:

@@ -98,5 +98,7 @@ class EarlyExit(Method):
 
 
 class TextPlanner(LayerPlanner):
+    skips_vision = True
+
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
         return LayerPlan.of(rows.text)

@@ -20,16 +20,17 @@ from vtskip.models.families import decoder_of, family_of, shape_of, unwrap
 from vtskip.models.layers import check_layers, parts_of
 from vtskip.models.sharding import elsewhere
 from vtskip.plan import MOVABLE, VIT_CLS, DecoderShape, LayerPlan, Planner, RowMap
+from vtskip.runtime.asked import asked_hooks
 from vtskip.runtime.checkpoints import hand_back, take_over
 from vtskip.runtime.execution import Execution
 from vtskip.runtime.forwards import found, is_in, put_in, router_device, take_out
 from vtskip.runtime.frozen_tail import join_runs
-from vtskip.runtime.last_rows import WholeLayer, logit_rows_hooks
 from vtskip.runtime.masks import backend
 from vtskip.runtime.native import LayerRuntime, native
 from vtskip.runtime.report import Report, make_report
 from vtskip.runtime.rows import Layout, reader_for
 from vtskip.runtime.stats import StepState, count_logit_rows
+from vtskip.runtime.unread import WholeLayer, unread_of
 
 DATA_PARALLEL = (
     "nn.DataParallel runs copies of a model in threads, which would share the state of one forward; start one process per "
@@ -119,12 +120,11 @@ class Handle:
             raise ModelError(f"{method.name} moves rows by the exact sizes of the images; attach it without a bucket")
         if VIT_CLS in needs:
             self._hooks = watch_cls(base, family, model.config, self.state, method.name)
-        logit_hooks = logit_rows_hooks(model, self.state) if lossless and bucket is None else []
-        self._hooks += logit_hooks
-        self.last_rows_alone = bool(logit_hooks)  # the last layer may run the rows alone whose logits are asked for
-        self.state.packs = lossless and bucket is None
-        if self.state.packs:  # padding is left out by every layer, and rows nobody reads by the last
+        self.lossless = self.state.packs = lossless and bucket is None
+        self._unread = unread_of(planners)
+        if self.lossless:  # padding is left out by every layer, and by some those rows that nothing reads later
             planners = [WholeLayer() if planner is None else planner for planner in planners]
+            self._hooks += asked_hooks(model, decoder, self.state)
         self._layers: list[nn.Module] = []
         for i, (layer, planner) in enumerate(zip(decoder.layers, planners)):
             if planner is not None:
@@ -155,6 +155,7 @@ class Handle:
         module.train(layer.training)
         names = tuple(inspect.signature(type(layer).forward).parameters)[2:]
         module.runtime = LayerRuntime(index, self.state, found(layer), names, parts_of(layer), self._rotary)
+        module.runtime.unread = self._unread[index]
         layer.vtskip = module
         self._layers.append(layer)
         self_check(layer, index)
@@ -204,6 +205,15 @@ class Handle:
             yield self
         finally:
             self.state.override = before
+
+    @contextmanager
+    def loss_only(self) -> Iterator[Handle]:
+        """Inside, a forward with labels is asked for its loss alone, as in training: its ``logits`` are None."""
+        before, self.state.loss_only = self.state.loss_only, True
+        try:
+            yield self
+        finally:
+            self.state.loss_only = before
 
     @property
     def last_rows(self) -> RowMap | None:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vtskip.models.cls_attention import scores_of_rows
-from vtskip.plan import CARRIED, LIVE, SCORES, VIT_CLS, RowMap
+from vtskip.plan import CARRIED, LIVE, SCORES, VIT_CLS, LayerPlan, RowMap
 from vtskip.runtime.attention import last_row_scores
 from vtskip.runtime.cache import cache_layer, skip_layer
 from vtskip.runtime.execution import Execution
-from vtskip.runtime.last_rows import WholeLayer, read_part
+from vtskip.runtime.unread import READ, WholeLayer, read_part
 from vtskip.runtime.native import LayerRuntime, text_step
 
 
@@ -21,25 +21,17 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
     planner = layer.vtskip
     run: LayerRuntime = planner.runtime
     kwargs.update(zip(run.arg_names, args))
-    rows = run.shared.rows
-    if rows is None or not (rows.has_vision or planner.every_step or run.shared.uniform):
+    rows, shared = run.shared.rows, run.shared
+    if rows is None:
         return text_step(layer, hidden_states, kwargs)
-    last = run.shared.last_columns if run.index == len(run.shared.layers) - 1 and rows.has_vision else 0
-    if isinstance(planner, WholeLayer) and not last:
+    asked = not isinstance(planner, WholeLayer) and (rows.has_vision or planner.every_step or shared.uniform)
+    unread = run.unread if READ in rows.memo else "none"
+    if not (asked or unread != "none" or (shared.packs and rows.padded)):
         return text_step(layer, hidden_states, kwargs)
     if rows.vision.device != hidden_states.device:  # the first layer on another device
-        rows = run.shared.rows = rows.to(hidden_states.device)
-    stored = cache_layer(kwargs.get("past_key_values"), run.index)
-    rows.memo[CARRIED, run.index] = getattr(stored, "carry", None)
-    if VIT_CLS in planner.needs and rows.has_vision:
-        rows.memo[VIT_CLS] = scores_of_rows(run.shared.vit_cls, rows)
-    if SCORES in planner.needs and (rows.has_vision or run.shared.uniform):
-        rows.memo[SCORES, run.index] = scores(layer, rows, hidden_states, kwargs)
-    norm = getattr(layer, run.parts.attn_in)
-    seen = norm(hidden_states) if planner.sees == "normed" else hidden_states
-    with torch.autocast(hidden_states.device.type, enabled=False):  # rows are scored in fp32 whatever the layers run in
-        plan = planner(rows, seen)
-    if run.shared.uniform:
+        rows = shared.rows = rows.to(hidden_states.device)
+    plan = planned(layer, rows, hidden_states, kwargs) if asked else LayerPlan.of(rows.everything)
+    if shared.uniform:
         for rows_run in (plan.attend, plan.expose, plan.ffn):
             rows_run.run_at_least_one()
     if plan.edit is not None:
@@ -47,15 +39,35 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
     if rows.bounds:
         for bounded in (plan.attend, plan.expose, plan.ffn, plan.cache):
             bounded.bounds = True
-    part = read_part(plan, rows, last, planner.compact) if last else plan
+    part = plan
+    if unread != "none":
+        part = read_part(plan, rows, unread, planner.compact, shared.every_step)
+        if shared.uniform:
+            for rows_run in (part.attend, part.ffn):
+                rows_run.run_at_least_one()
     execution = Execution(layer, rows, part, hidden_states, kwargs)
     if plan.score:
         rows.memo[SCORES, run.index] = scores(layer, rows, hidden_states, kwargs)
-    run.shared.record(run.index, plan, execution.slots, execution.attend.samples, part)
+    ran = execution.slots, execution.attend.samples, part, execution.packs, execution.ordered
+    shared.record(run.index, plan, *ran)
     out = execution.run(hidden_states)
     if plan.carry is not None and execution.cache is not None:
         skip_layer(execution.cache, run.index).carry = plan.carry
     return out
+
+
+def planned(layer: nn.Module, rows: RowMap, x: Tensor, kwargs: dict[str, Any]) -> LayerPlan:
+    """The planner's decision, with what it needs to see in the rows' memo."""
+    planner, run = layer.vtskip, layer.vtskip.runtime
+    stored = cache_layer(kwargs.get("past_key_values"), run.index)
+    rows.memo[CARRIED, run.index] = getattr(stored, "carry", None)
+    if VIT_CLS in planner.needs and rows.has_vision:
+        rows.memo[VIT_CLS] = scores_of_rows(run.shared.vit_cls, rows)
+    if SCORES in planner.needs and (rows.has_vision or run.shared.uniform):
+        rows.memo[SCORES, run.index] = scores(layer, rows, x, kwargs)
+    seen = getattr(layer, run.parts.attn_in)(x) if planner.sees == "normed" else x
+    with torch.autocast(x.device.type, enabled=False):  # rows are scored in fp32 whatever the layers run in
+        return planner(rows, seen)
 
 
 def scores(layer: nn.Module, rows: RowMap, x: Tensor, kwargs: dict[str, Any]) -> Tensor:

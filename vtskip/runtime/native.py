@@ -17,6 +17,7 @@ from vtskip.runtime.masks import StepMask, backend, window_of
 from vtskip.runtime.slots import RowSlots, SkipCacheLayer
 from vtskip.runtime.static_slots import StaticSkipLayer
 from vtskip.runtime.stats import StepState
+from vtskip.runtime.unread import Unread
 
 
 @dataclass
@@ -28,6 +29,7 @@ class LayerRuntime:
         inner: an instance ``forward`` that was there before us (accelerate, Liger), or None for the class's own.
         arg_names: the class forward's parameters after ``hidden_states``, to call by keyword only.
         parts: names of the layer's norms. rotary: the decoder's rotary embedding.
+        unread: what nothing reads of the layer's output, if only some logits are asked for.
         frozen: the run of layers that this one makes K and V of frozen rows with, if it does.
     """
 
@@ -38,6 +40,7 @@ class LayerRuntime:
     parts: LayerParts = PRE_NORM
     rotary: nn.Module | None = None
     frozen: FrozenRun | None = None
+    unread: Unread = "none"
 
 
 def native(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -> Tensor:

@@ -67,7 +67,7 @@ class Report:
 
 
 def make_report(method: str, shape: DecoderShape, state: StepState) -> Report:
-    head = head_flops(shape, state.logit_rows)
+    head, saved = head_flops(shape, state.logit_rows), head_flops(shape, state.logit_rows_saved)
     layers, counts = [], [count.with_text(state.text_rows) for count in state.layers]
     for i, count in enumerate(counts):
         layers.append(
@@ -88,9 +88,9 @@ def make_report(method: str, shape: DecoderShape, state: StepState) -> Report:
         forwards=state.forwards,
         layers=layers,
         flops_linear=head + sum(linear_flops(shape, c) for c in counts),
-        flops_linear_dense=head + shape.layers * linear_flops(shape, state.dense),
+        flops_linear_dense=head + saved + shape.layers * linear_flops(shape, state.dense),
         flops_full=head + sum(full_flops(shape, c) for c in counts),
-        flops_full_dense=head + shape.layers * full_flops(shape, state.dense),
+        flops_full_dense=head + saved + shape.layers * full_flops(shape, state.dense),
         kv_bytes=state.kv_bytes,
         kv_bytes_dense=state.kv_bytes_dense,
     )

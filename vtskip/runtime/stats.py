@@ -11,6 +11,7 @@ from torch import Tensor
 from vtskip.errors import ModelError
 from vtskip.plan import LayerPlan, RowMap
 from vtskip.runtime.cache import dense_length, is_static, kv_bytes, stored_slots
+from vtskip.runtime.unread import Asked
 
 
 @dataclass
@@ -61,19 +62,23 @@ class StepState:
             steps without, which ran everywhere.
         every_step: some layer wants a plan on steps without vision rows too; ``rows`` then holds text rows there.
         bucket: round the numbers of rows that run up to multiples of this.
-        asked: (thread, rows) of a forward of the whole model that wants logits of so many last rows alone; 0: of all.
-        last_columns: the same for the running forward of the decoder.
+        asked: what the running forward of the whole model is asked for, None for every row's logits.
+        loss_only: a forward with labels outside training is asked for its loss alone, too.
+        packs: rows may run packed, without the padding between samples; False with a bucket or without the lossless savings.
+        plain: masks of the running forward say nothing but order and padding.
         uniform: every process has to call the same modules in this forward, whatever its rows.
         aux: auxiliary losses of the running forward.
         vit_cls: ``[images, rows]`` attention of the vision tower's CLS token, of the images of the running forward.
         running: layer -> (its plan, rows already cached, the samples that attend or None for all, the part of the plan that
-            ran) of the current forward; ``plans`` of the last one with vision rows.
+            ran, whether packed, and whether attention was) of the current forward; ``plans`` of the last one with vision rows.
         owner: the thread whose forward is running, if one is.
     """
 
     rows: RowMap | None = None
     override: Any = None
     every_step: bool = False
+    packs: bool = False
+    plain: bool = False
     uniform: bool = False
     bucket: int | None = None
     aux: list[Tensor] = field(default_factory=list)
@@ -85,16 +90,19 @@ class StepState:
     forwards: int = 0
     kv_bytes: int = 0
     kv_bytes_dense: int = 0
-    asked: tuple[int, int] = (0, 0)
-    last_columns: int = 0
-    running: dict[int, tuple[LayerPlan, int, tuple[int, ...] | None, LayerPlan]] = field(default_factory=dict)
+    logit_rows_saved: int = 0
+    asked: Asked | None = None
+    loss_only: bool = False
+    running: dict[int, tuple[LayerPlan, int, tuple[int, ...] | None, LayerPlan, bool, bool]] = field(
+        default_factory=dict
+    )
     last_rows: RowMap | None = None
     plans: dict[int, LayerPlan] = field(default_factory=dict)
     owner: dict[str, int] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy of the model takes along: no tensor that still belongs to a step's graph, and no running forward."""
-        return {**self.__dict__, "aux": [loss.detach() for loss in self.aux], "owner": {}}
+        return {**self.__dict__, "aux": [loss.detach() for loss in self.aux], "owner": {}, "asked": None}
 
     def enter(self) -> None:
         """A forward starts. Raises ModelError while one of another thread runs: they would select for each other."""
@@ -114,15 +122,18 @@ class StepState:
     def reset(self, layers: int) -> None:
         self.layers = [LayerCount() for _ in range(layers)]
         self.dense = LayerCount()
-        self.text_rows = self.logit_rows = self.forwards = self.kv_bytes = self.kv_bytes_dense = 0
+        self.text_rows = self.logit_rows = self.logit_rows_saved = self.forwards = self.kv_bytes = (
+            self.kv_bytes_dense
+        ) = 0
         self.last_rows, self.plans = None, {}
 
     def begin(self, rows: RowMap | None) -> None:
         self.rows = rows
         self.running, self.aux, self.vit_cls = {}, [], None
-        thread, self.last_columns = self.asked
-        if self.uniform or thread != get_ident():
-            self.last_columns = 0
+        asked = self.asked
+        if rows is not None and asked is not None and asked.thread == get_ident():
+            if asked.labelled is not None or not self.uniform:
+                asked.note(rows)
 
     def record(
         self,
@@ -131,8 +142,10 @@ class StepState:
         slots: int,
         samples: tuple[int, ...] | None = None,
         ran: LayerPlan | None = None,
+        packed: bool = False,
+        ordered: bool = False,
     ) -> None:
-        self.running[layer] = (plan, slots, samples, ran or plan)
+        self.running[layer] = (plan, slots, samples, ran or plan, packed, ordered)
         if plan.aux is not None:
             self.aux.append(plan.aux.to(self.aux[0].device) if self.aux else plan.aux)
 
@@ -183,14 +196,19 @@ class StepState:
         slots: int,
         samples: tuple[int, ...] | None,
         part: LayerPlan,
+        packed: bool,
+        ordered: bool,
     ) -> None:
         assert self.rows is not None
         step = self.rows
         attending = batch if samples is None else len(samples)
 
-        def ran(rows: Any) -> int:  # a set of all rows runs ungathered, padding included
+        def padded(rows: Any) -> int:  # a set of all rows runs ungathered, padding included
             width = length if step.is_all(rows) else rows.width
             return width * (attending if rows is part.attend else batch)
+
+        def ran(rows: Any) -> int:
+            return len(rows) if packed and not rows.bounds else padded(rows)
 
         def seen(rows: Any) -> int:  # vision rows in a set; only a method that looks at every step may leave out text
             if self.every_step or step.bounds:
@@ -202,8 +220,13 @@ class StepState:
         count.attend += attend
         count.expose += expose
         count.ffn += ran(part.ffn)
-        count.cache += ran(part.cache)
-        count.pairs += attend * (slots + expose // (attending if part.expose is part.attend else batch))
+        count.cache += padded(part.cache)  # what is held is padded
+        if ordered:
+            asking = [part.attend.width] * batch if part.attend.bounds else part.attend.counts
+            count.pairs += sum(a * (slots + e) for a, e in zip(asking, part.expose.counts))
+        else:
+            queries, keys = padded(part.attend), padded(part.expose)
+            count.pairs += queries * (slots + keys // (attending if part.expose is part.attend else batch))
         count.vision += vision
         count.kept += seen(plan.attend)
         count.kept_ffn += seen(plan.ffn)

@@ -7,6 +7,7 @@ from transformers import DynamicCache
 import vtskip
 from tests.methods_matrix import MATRIX
 from tests.tiny import FAMILIES
+from vtskip.runtime.slots import or_true
 
 METHODS = pytest.mark.parametrize("row", MATRIX, ids=str)
 
@@ -27,6 +28,13 @@ def attached(model, family, row, **options):
     return vtskip.attach(model, row.spec, **options)
 
 
+def content(layer, real):
+    """Which slots of a cache layer hold rows that are not padding."""
+    if getattr(layer, "pos", None) is None:
+        return real[:, -layer.keys.shape[2] :]
+    return or_true(layer.ok, layer.pos) & real[list(layer.samples or range(len(real)))].gather(1, layer.pos)
+
+
 @METHODS
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_logits_and_cache_are_the_same(model, family, row, side):
@@ -44,12 +52,16 @@ def test_logits_and_cache_are_the_same(model, family, row, side):
         (ours, cache, report), (all_rows, whole, full) = outputs[True, k], outputs[False, k]
         assert len(ours) and (ours - all_rows).abs().max() <= family.tolerance
         for layer, other in zip(cache.layers, whole.layers):
-            assert layer.keys.shape == other.keys.shape and torch.equal(layer.keys, other.keys)
+            assert layer.keys.shape == other.keys.shape
+            held = content(layer, real)
+            ours, theirs = (x.keys.transpose(1, 2)[held] for x in (layer, other))  # on padding they may hold anything
+            assert ((ours - theirs).abs() <= family.tolerance).all()
         assert report.kept_vision == full.kept_vision and report.kv_bytes == full.kv_bytes
         if not row.compact and full.layers[-1].attend:
-            assert report.layers[-1].attend == report.layers[-1].ffn == 3 * k
-            assert report.layers[-1].expose == full.layers[-1].expose and report.flops_full < full.flops_full
-        assert [x.attend for x in report.layers[:-1]] == [x.attend for x in full.layers[:-1]]
+            for ran in (report.layers[-1].attend, report.layers[-1].ffn):
+                assert int(real[:, -k:].sum()) <= ran <= 3 * k
+            assert report.layers[-1].expose <= full.layers[-1].expose and report.flops_full < full.flops_full
+        assert all(x.attend <= y.attend for x, y in zip(report.layers[:-1], full.layers[:-1]))  # without padding
 
 
 def test_every_row_runs_where_something_reads_it(model, family):
