@@ -1,0 +1,242 @@
+"""The Hugging Face Trainer as a run that can be left alone: own batches, whole checkpoints, a watched loss, clean ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerState
+
+from vtskip.data.guarded import Broken, Guarded
+from vtskip.errors import CheckpointError, ConfigError, VtskipError, one_line
+from vtskip.models.families import unwrap
+from vtskip.train.checkpoints import STAGE, checkpoints, cleared, empty_stage, publish, publish_files, set_aside_later
+from vtskip.train.faults import LossGuard, StopSignals
+from vtskip.train.loading import ORIGIN, Waited, batches_of, make_loader
+from vtskip.train.options import KeepWarmup, Sampling, Watch
+from vtskip.train.probe import Probe, grid_of
+from vtskip.train.state import load_state, save_state
+from vtskip.train.warmup import KeepSchedule
+from vtskip.train.watch import Watcher
+
+BROKEN_LOG, PICTURES = "broken.jsonl", "pictures"
+
+
+class RunTrainer(Trainer):
+    """Where the Trainer's own ways would lose something, ours; everything else is transformers'.
+
+    Args:
+        sampling, watch, keep_warmup: see ``vtskip.train.options``.
+        broken: what to do about a sample whose video cannot be read.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        sampling: Sampling | None = None,
+        watch: Watch | None = None,
+        keep_warmup: KeepWarmup | None = None,
+        broken: Broken = "raise",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.sampling, self.watch, self.broken = sampling or Sampling(), watch or Watch(), broken
+        self.out = Path(str(self.args.output_dir))
+        model, rank = unwrap(self.model), self.args.process_index
+        self.watcher = Watcher(model, self.args.device)
+        self.loss_guard, self.signals = LossGuard(self.out, rank), StopSignals()
+        self.schedule = None if keep_warmup is None else KeepSchedule(keep_warmup, model)
+        self.guarded: Guarded | None = None
+        self.probe: Probe | None = None
+        self.resumed: Path | None = None
+        self._staged: Path | None = None
+        for callback in (Turns(self), self.signals, self.schedule):
+            if callback is not None:
+                self.add_callback(callback)
+
+    def fit(self, checkpoint: Path | None = None) -> None:
+        """Train from the start or from ``checkpoint``, and write the model to the run's folder.
+
+        Raises ConfigError for a DeepSpeed run that has taken all its steps: its engine comes only with a step. Interrupted
+        after a signal, ModelError for a loss that is no number, CheckpointError where something could not be written.
+        """
+        done = json.loads((checkpoint / "trainer_state.json").read_text()) if checkpoint else {"global_step": 0}
+        if checkpoint and done["global_step"] >= done["max_steps"]:  # transformers would take one step too many
+            if self.is_deepspeed_enabled:
+                raise ConfigError(f"{checkpoint}: all {done['max_steps']} steps are done; that folder holds the model")
+            self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            self._load_from_checkpoint(str(checkpoint))
+        else:
+            self.resumed = checkpoint
+            with self.signals.listening():
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            self.signals.raise_if_stopped(self.out, self.state.global_step)
+        self.save_finished()
+
+    # ------------------------------------------------------------------ batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of this process alone, from samples whose faults have names. Not prepared by accelerate: it would deal them
+        out a second time, and move them before anyone could look.
+        """
+        assert self.train_dataset is not None
+        samples, args, collate = list(self.train_dataset.samples), self.args, self.data_collator
+        self.batches = batches_of(
+            samples, collate, self._train_batch_size, self.sampling, args.seed, args.process_index, args.world_size
+        )
+        sizes = self.batches.lengths if self.batches.by_length else None
+        self.guarded = Guarded(samples, collate.look, self.broken, self.out / BROKEN_LOG, sizes)
+        if self.watch.probe:
+            self.probe = Probe(samples, collate, self.watch.probe)
+        workers, pin = args.dataloader_num_workers, args.dataloader_pin_memory
+        return make_loader(self.guarded, collate, self.batches, workers, self.sampling.prefetch, pin)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> Any:
+        waited = Waited(epoch_iterator, self.guarded, self.watcher.add_wait)
+        return super().get_batch_samples(waited, num_batches, device)
+
+    # ------------------------------------------------------------------ steps
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        origin = inputs.pop(ORIGIN, {})
+        self.watcher.add_batch(origin)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.loss_guard.watch(loss, inputs, origin, self.state.global_step + 1)
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            self.watcher.add_outputs(outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # transformers counts a dense model; the log has what ran
+
+    # ------------------------------------------------------------------ telling
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            self.loss_guard.check()
+            logs |= self.watcher.collect(self._reduce)
+            if self.schedule is not None:
+                logs["keep"] = self.schedule.value
+            if self.probe is not None:
+                with self.watcher.pause():
+                    logs |= self.probe.measure(unwrap(self.model), self.args.device)
+        super().log(logs, start_time)
+
+    def _reduce(self, values: Tensor, how: str) -> Tensor:
+        return self.accelerator.reduce(values, how) if self.args.world_size > 1 else values
+
+    def draw(self) -> None:
+        """A picture of what is kept now. Every process has to call it, one writes."""
+        if self.probe is None:
+            return
+        with self.watcher.pause():
+            model = unwrap(self.model)
+            look = self.probe.look(model, self.args.device)
+            if look is not None and self.args.should_save:
+                grid = grid_of(model.config, look.rows.sizes[0][0])
+                self.probe.draw(
+                    look, grid, self.watch.frames, self.out / PICTURES / f"step_{self.state.global_step:06d}.png"
+                )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.watcher.pause():
+            return super().evaluate(*args, **kwargs)
+
+    def broken_samples(self) -> dict[str, str]:
+        """Sample -> fault, of all processes."""
+        return {} if self.guarded is None else self.guarded.faults()
+
+    # ------------------------------------------------------------------ saving
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where a checkpoint is being written. The Trainer's own rotation then finds nothing that it could delete."""
+        return str(self._staged or self.out)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.loss_guard.check()
+        name = f"checkpoint-{self.state.global_step}"
+        with self.watcher.pause(), self._staging(name) as stage:
+            super()._save_checkpoint(model, trial)
+            save_state(stage / name, self.args.process_index, self, self.watcher, self.probe)
+            self._together()
+            if self.args.should_save:
+                publish(self.out, name, self.args.save_total_limit or 1)
+
+    def save_finished(self) -> None:
+        """The trained model into the run's folder, each file whole."""
+        self.loss_guard.check()
+        with self._staging("the model") as stage:
+            self.save_model(str(stage / self.out.name))
+            self._together()
+            if self.args.should_save:
+                publish_files(self.out, stage / self.out.name)
+
+    @contextmanager
+    def _staging(self, what: str) -> Iterator[Path]:
+        """Raises CheckpointError, which names the last good checkpoint, where writing fails."""
+        stage = self.out / STAGE
+        try:
+            with cleared(self.out):
+                if self.args.should_save:
+                    empty_stage(self.out)
+                self._together()
+                self._staged = stage
+                yield stage
+        except (VtskipError, KeyboardInterrupt, SystemExit):
+            raise
+        except Exception as e:
+            good = checkpoints(self.out)
+            rest = (
+                f"the last good one is {good[-1]}: --resume goes on from there" if good else "there is none before it"
+            )
+            raise CheckpointError(f"{self.out}: {what} could not be saved ({one_line(e)}); {rest}") from e
+        finally:
+            self._staged = None
+        self._together()
+
+    def _together(self) -> None:
+        if self.args.world_size > 1 and dist.is_initialized():
+            self.accelerator.wait_for_everyone()
+
+
+class Turns(TrainerCallback):
+    """Tells the run's parts where it is: the sampler its epoch, the watcher its steps, and a resumed run what it had seen."""
+
+    def __init__(self, trainer: RunTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        trainer.watcher.start_anew()
+        if trainer.resumed is not None:
+            load_state(trainer.resumed, args.process_index, trainer, trainer.watcher, trainer.probe)
+            if args.should_save:
+                set_aside_later(trainer.out, state.global_step)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        per_epoch = -(-len(self.trainer.batches) // args.gradient_accumulation_steps)
+        self.trainer.batches.set_epoch(state.global_step // per_epoch)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.watcher.step_begins((state.global_step + 1) % args.logging_steps == 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        every = self.trainer.watch.pictures_every
+        if every and state.global_step % every == 0:
+            self.trainer.draw()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.watcher.gradients is not None:
+            self.trainer.watcher.gradients.remove()
