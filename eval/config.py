@@ -10,7 +10,17 @@ from vtskip.eval.metrics import TOLERANCES
 from vtskip.methods import MethodSpec
 
 Row = Literal[
-    "blind", "dense", "random", "uniform", "downsample", "motion", "oracle", "anti_oracle", "majority", "bigram"
+    "blind",
+    "dense",
+    "random",
+    "random_trained",
+    "uniform",
+    "downsample",
+    "motion",
+    "oracle",
+    "anti_oracle",
+    "majority",
+    "bigram",
 ]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -39,9 +49,12 @@ class EvalConfig(StrictModel):
         rows: comparisons on the same clips. ``blind``: frames zeroed; ``dense``; ``random``, ``uniform``, ``motion``: another
             choice of rows at the same keep ratio and layers, without retraining; ``oracle``, ``anti_oracle``: the same counts
             of the rows that are known to tell what is done, or of the others (synthetic clips alone);
+            ``random_trained``: the model of ``random_checkpoint``;
             ``downsample``: all layers on fewer, larger patches, the smallest grid that costs at least as much;
             ``majority``, ``bigram``: the most frequent answer of ``prior_split``, and the one that most often follows the
             step in view, without a model.
+        random_checkpoint: a model that was trained with random rows at the same counts: what a router has to beat. ``random``
+            alone shows how much a model suffers that was trained with other rows.
         prior_split: split that the answers of ``majority`` and ``bigram`` are counted in.
         threshold: of the evaluation; 0 is plain argmax, as in published numbers.
         continuation: which frames follow a silent turn: the published code's window or the ``exact`` next frames.
@@ -63,6 +76,7 @@ class EvalConfig(StrictModel):
     include_path: list[str] = []
     method: MethodSpec | None = None
     rows: tuple[Row, ...] = ("blind",)
+    random_checkpoint: str | None = None
     prior_split: str = "train"
     threshold: Probability = 0.0
     continuation: Literal["reference", "exact"] = "reference"
@@ -79,6 +93,8 @@ class EvalConfig(StrictModel):
 
     @model_validator(mode="after")
     def _has_data(self) -> "EvalConfig":
+        if "random_trained" in self.rows and self.random_checkpoint is None:
+            raise ValueError("row 'random_trained' needs 'random_checkpoint', a model trained with random rows")
         if self.data is None and not (self.tasks and all("kind" in run.data for run in self.runs)):
             raise ValueError("'data' is missing, and not every task has a data section with a 'kind' of its own")
         return self

@@ -79,14 +79,16 @@ def _lines(path: Path, run: str) -> list[dict[str, Any]]:
     return found[1:] if found and found[0] == {"run": run} else []
 
 
-def fingerprint(settings: Mapping[str, Any], model: str | Path, samples: Iterable[Any]) -> str:
-    """What makes two starts the same run: settings, the files of the model, the samples, the version."""
-    folder = Path(model)
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")) if folder.is_dir() else []
+def fingerprint(settings: Mapping[str, Any], models: Sequence[str | Path], samples: Iterable[Any]) -> str:
+    """What makes two starts the same run: settings, the files of the models, the samples, the version."""
+    folders = [Path(model) for model in models]
+    files = [
+        sorted(p for p in f.iterdir() if p.suffix in (".json", ".safetensors")) if f.is_dir() else [] for f in folders
+    ]
     facts = [
         vtskip.__version__,
         settings,
-        [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files],
+        [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for held in files for p in held],
         [(s.uid, str(s.video), s.frames, s.conversation) for s in samples],
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

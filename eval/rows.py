@@ -3,12 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vtskip.errors import ConfigError
 from vtskip.eval.guided import Guided
 from vtskip.eval.subject import Prompt, StreamSubject
+from vtskip.loading import read_config, saved_method
 from vtskip.methods import Method, get_method
+from vtskip.saving import CONFIG_NAME
 from vtskip.streaming.loading import StreamCheckpoint
 from vtskip.template import StreamTemplate
 
@@ -18,15 +21,19 @@ ORACLES = ("oracle", "anti_oracle")  # rows that are told which areas matter
 
 @dataclass(frozen=True)
 class RowPlan:
-    """One row: the method it runs with, and what else differs. ``pool``: the smaller grid of ``downsample``."""
+    """One row: the method it runs with, and what else differs.
+
+    pool: the smaller grid of ``downsample``. model: the folder of a checkpoint of its own.
+    """
 
     name: str
     method: Method
     pool: tuple[int, int] | None = None
+    model: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         pool = {} if self.pool is None else {"pool": list(self.pool)}
-        return self.method.model_dump(mode="json") | pool
+        return self.method.model_dump(mode="json") | pool | ({} if self.model is None else {"model": self.model})
 
 
 @contextmanager
@@ -67,13 +74,38 @@ def row_method(row: str, method: Method, seed: int) -> Method:
     return get_method({"name": row} | counts | ({"seed": seed} if row == "random" else {}))
 
 
+def trained_row(name: str, folder: str, like: Method) -> RowPlan:
+    """A row of the checkpoint in ``folder``. Raises ConfigError unless it was trained with random rows at ``like``'s counts."""
+    path = Path(folder)
+    method = saved_method(read_config(path), path / CONFIG_NAME)
+    wanted = row_method("random", like, 0)
+    if (method.name, *_counts(method)) != (wanted.name, *_counts(wanted)):
+        raise ConfigError(
+            f"random_checkpoint {folder}: trained with {method.model_dump(mode='json')}; "
+            f"accepted: method 'random' with the model's keep and schedule, {_counts(wanted)}"
+        )
+    return RowPlan(name, method, model=folder)
+
+
+def _counts(method: Method) -> tuple[Any, Any]:
+    values = method.model_dump(mode="json")
+    return values.get("keep"), values.get("schedule")
+
+
 def plan_rows(
-    names: Sequence[str], checkpoint: StreamCheckpoint, seed: int, example: Prompt | None
+    names: Sequence[str],
+    checkpoint: StreamCheckpoint,
+    seed: int,
+    example: Prompt | None,
+    random_checkpoint: str | None = None,
 ) -> Mapping[str, RowPlan]:
     """The model and the rows ``names``. ``example``: a whole conversation on which ``downsample`` finds its grid."""
     own = checkpoint.method
     plan = {"model": RowPlan("model", own)}
     for name in names:
+        if name == "random_trained":
+            plan[name] = trained_row(name, str(random_checkpoint), own)
+            continue
         method = row_method(name, own, seed)
         pool = equal_cost_grid(checkpoint, plan["model"], example) if name == "downsample" else None
         plan[name] = RowPlan(name, method, pool)

@@ -94,7 +94,7 @@ class Evaluation:
         self.skip = config.on_error == "skip"
         example = self._example() if "downsample" in config.rows else None
         asked = [name for name in config.rows if name not in PRIORS]
-        self.plan: Mapping[str, RowPlan] = plan_rows(asked, checkpoint, config.seed, example)
+        self.plan: Mapping[str, RowPlan] = plan_rows(asked, checkpoint, config.seed, example, config.random_checkpoint)
         self.priors = [name for name in config.rows if name in PRIORS]
         for name in self.priors:
             if not any(has_prior(name, s.task.evaluator, s.data.task) for s in sets):
@@ -105,7 +105,8 @@ class Evaluation:
         for name in sorted({*config.rows} & {*ORACLES}):
             if not any(has_areas(s.data) for s in sets):
                 raise ConfigError(f"rows: {name!r} needs clips whose areas are known; accepted: data of kind synthetic")
-        run = fingerprint(settings, config.model, (s for part in sets for s in part.samples))
+        models = [config.model, *filter(None, [config.random_checkpoint])]
+        run = fingerprint(settings, models, (s for part in sets for s in part.samples))
         self.journal = Journal(None if config.out is None else Path(config.out), run, shard.rank)
         self._take_over()
 
@@ -144,10 +145,22 @@ class Evaluation:
     def run(self) -> None:
         """Everything that is not done yet, row by row."""
         for name, row in self.plan.items():
-            with applied(row, self.checkpoint) as subject:
+            with applied(row, self._of(row)) as subject:
                 self._row(name, partial(self._asked, name, subject))
         for name in self.priors:
             self._row(name, partial(self._guessed, name))
+
+    def _of(self, row: RowPlan) -> StreamCheckpoint:
+        """The checkpoint a row runs on. Raises ConfigError for one that sees other frames."""
+        if row.model is None:
+            return self.checkpoint
+        config, own = self.config, self.checkpoint.model.config
+        other = load_stream(row.model, self.shard.device(config.device), config.dtype)
+        for key in ("image_size", "pool", "cls_token"):
+            if getattr(other.model.config, key) != getattr(own, key):
+                facts = f"{getattr(other.model.config, key)}; accepted: that of the model, {getattr(own, key)}"
+                raise ConfigError(f"random_checkpoint {row.model}: {key} {facts}")
+        return other
 
     def _row(self, row: str, answers: Callable[[TaskSet], Answer | None]) -> None:
         work = [(part, self.shard.own(part.samples)) for part in self.sets]

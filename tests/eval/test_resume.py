@@ -113,15 +113,15 @@ def test_fingerprints_tell_models_samples_and_settings_apart(copied, eval_config
 
     samples = task_sets(configured(eval_config))[0].samples
     prints = [
-        fingerprint({}, copied, samples),
-        fingerprint({}, copied, samples[:1]),
-        fingerprint({"a": 1}, copied, samples),
+        fingerprint({}, [copied], samples),
+        fingerprint({}, [copied], samples[:1]),
+        fingerprint({"a": 1}, [copied], samples),
     ]
     weights = copied / "model.safetensors"
     os.utime(weights, ns=(1, weights.stat().st_mtime_ns + 10**9))
-    prints.append(fingerprint({}, copied, samples))
+    prints.append(fingerprint({}, [copied], samples))
     assert len(set(prints)) == 4
-    assert fingerprint({}, copied, samples) == prints[3]
+    assert fingerprint({}, [copied], samples) == prints[3]
 
 
 def test_a_journal_survives_whatever_is_in_its_file(tmp_path):

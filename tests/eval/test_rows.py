@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from vtskip.config import parse
 from vtskip.errors import ConfigError
+from vtskip.eval import EvalConfig, run
 from vtskip.eval.guided import Guided, guide, motion
 from vtskip.eval.rows import RowPlan, applied, equal_cost_grid, flops, plan_rows, resampled, row_method
 from vtskip.eval.shard import Shard
@@ -132,3 +134,28 @@ def test_shards_part_the_samples():
     shares = [Shard(rank, 3).own(range(8)) for rank in range(3)]
     assert sorted(i for share in shares for i in share) == list(range(8))
     assert [len(share) for share in shares] == [3, 3, 2]
+
+
+def test_a_model_trained_with_random_rows_stands_beside_the_untrained_ones(eval_config, checkpoint, copied, tmp_path):
+
+    from vtskip.saving import save_pretrained
+
+    other = load_stream(checkpoint, "cpu")
+    other.use({"name": "random", "keep": 0.4})
+    with torch.no_grad():
+        other.model.get_output_embeddings().weight.mul_(0.5)  # it was trained by itself
+    other.model.save_pretrained(copied)
+    save_pretrained(other.model, copied)
+    values = eval_config | {"rows": ["random", "random_trained"], "random_checkpoint": str(copied), "live_clips": 0}
+    record = run(parse(EvalConfig, values, "test"))
+    assert record["methods"]["random_trained"]["model"] == str(copied)
+    rows, costs = record["accuracy"], record["cost"]
+    assert costs["random_trained"]["kept_vision"] == costs["random"]["kept_vision"] == costs["model"]["kept_vision"]
+    assert rows["random_trained"]["reference"]["lm_ppl"] != rows["random"]["reference"]["lm_ppl"]
+    for change, words in (
+        ({"random_checkpoint": str(checkpoint)}, "trained with .*'mod'.*accepted: method 'random'"),
+        ({"method": {"name": "mod", "keep": 0.2}}, "keep and schedule"),
+        ({"random_checkpoint": None}, "needs 'random_checkpoint'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            run(parse(EvalConfig, values | change, "test"))
