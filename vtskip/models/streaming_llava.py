@@ -1,6 +1,7 @@
 """A streaming video model: an open_clip tower, a two-layer connector and any Hugging Face causal language model."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Generation
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vtskip.errors import ModelError
+from vtskip.models.labelled import IGNORED, only_rows
 from vtskip.models.sharding import partitioned
 from vtskip.models.stream_loss import stream_loss_parts
 from vtskip.models.vision_tower import VisionTower, load_pretrained, normalisation, resolve
@@ -119,6 +121,7 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
     _supports_attention_backend = True
     _keys_to_ignore_on_load_missing = [r"\.vtskip\."]
     _skip_keys_device_placement = ["past_key_values"]
+    picks_labelled_rows = True  # in training; labels lie at the rows that predict them
 
     def __init__(self, config: StreamingLlavaConfig, language_model: PreTrainedModel | None = None):
         """language_model: taken as it is, with its weights; by default one of ``config.text_config`` with random weights."""
@@ -259,10 +262,15 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
 
         frames: uint8 [N, H, W, 3], the frames of the whole batch in row-major order; or frame_features [N, F, vision_dim].
         labels: [B, S], already shifted (``labels[p]`` is predicted at p), -100 = ignored. In training mode with labels
-        only the labelled positions go through the head, and ``logits`` is None.
+        only the labelled rows of each sample go through the head, and ``logits`` is None.
         num_items_in_batch: divides the loss instead of the number of labels in this batch (gradient accumulation).
         Raises ModelError where frames and placeholders do not match.
         """
+        learned = None
+        if labels is not None and self.training:
+            learned = labels.ne(IGNORED).flatten().nonzero()[:, 0]  # read before any module runs
+            learned = learned if len(learned) else learned.new_zeros(1)
+            use_cache = bool(use_cache)  # nothing to continue after a training step
         if inputs_embeds is None:
             if input_ids is None:
                 raise ModelError("forward needs input_ids or inputs_embeds")
@@ -270,26 +278,22 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
             inputs_embeds = self.embed(input_ids, self._features(frames, frame_features), first)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
-        learned = None
-        if labels is not None and self.training:
-            learned = labels.ne(-100).any(0).nonzero()[:, 0]
-            logits_to_keep = learned = learned if len(learned) else learned.new_zeros(1)
-            use_cache = bool(use_cache)  # nothing to continue after a training step
-        out = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
+        with nullcontext() if learned is None else only_rows(self.get_decoder(), learned):
+            out = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep if learned is None else 0,
+                **kwargs,
+            )
         loss = parts = None
         if labels is not None:
             if input_ids is None:
                 raise ModelError("a loss needs input_ids: the frame positions are read from them")
-            ids = input_ids if learned is None else input_ids[:, learned]
-            targets = labels if learned is None else labels[:, learned]
+            ids = input_ids if learned is None else input_ids.flatten()[None, learned]
+            targets = labels if learned is None else labels.flatten()[None, learned]
             weight = self.config.stream_loss_weight if stream_loss_weight is None else stream_loss_weight
             loss, parts = stream_loss_parts(out.logits, targets, ids, self.config.frame_id, weight, num_items_in_batch)
         return StreamOutput(

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtskip.kernels.rows import gather_rows
-from vtskip.models.sharding import elsewhere, partitioned
+from vtskip.models.norms import Rms, rms_of
+from vtskip.models.sharding import elsewhere
 from vtskip.plan import RowMap, RowSet
 from vtskip.runtime.checkpoints import checkpointing
 
@@ -30,15 +31,11 @@ class FrozenRun:
 
     Attributes:
         first: index of the first layer. layers: of the decoder, in order.
-        added: what the layers' norms add to their weight to make their gain (Gemma 1, the others 0).
-        eps: of the norms.
         joined: stacked weights and biases with what they were made of, where no gradient flows into them.
     """
 
     first: int
     layers: list[nn.Module]
-    added: list[float]
-    eps: float
     joined: Joined | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,9 +68,8 @@ class FrozenRun:
         frozen = RowSet(~text.mask, [length - n for n in text.counts])
         frozen.run_at_least_one()  # every process of a sharded run then has gradients in the same order
         weight, bias = self.stacked()
-        parts = F.linear(unit(gather_rows(x, frozen.flat_index, batch), self.eps), weight, bias).chunk(
-            len(self.layers), -1
-        )
+        xs = unit(gather_rows(x, frozen.flat_index, batch), norm_of(self.layers[0]).eps)
+        parts = F.linear(xs, weight, bias).chunk(len(self.layers), -1)
         place = torch.empty(batch, length, dtype=torch.long, device=x.device)
         start = 0
         for part in (frozen, text):  # fillers of the first are text rows, which the second writes anew
@@ -98,18 +94,26 @@ class FrozenRun:
 
     def join(self) -> tuple[Tensor, Tensor | None]:
         weights, biases = [], []
-        for layer, added in zip(self.layers, self.added):
-            gain = wide(layer.input_layernorm.weight) + added
-            for linear in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+        for layer in self.layers:
+            norm = norm_of(layer)
+            gain = wide(norm.weight) + norm.offset
+            for linear in projections(layer):
                 weights.append((wide(linear.weight) * gain).to(linear.weight.dtype))
                 biases.append(linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias)
         biased = any(layer.self_attn.k_proj.bias is not None for layer in self.layers)
         return torch.cat(weights), torch.cat(biases) if biased else None
 
     def plain(self, x: Tensor) -> bool:
-        if torch.compiler.is_compiling() or checkpointing(self.layers[0]):
-            return False
-        plain = all(is_plain(module, x.device) for layer in self.layers for module in modules(layer))
+        """Whether the layers' norms and projections are nothing but those, with whole weights of one shape beside ``x``."""
+        norms = [rms_of(layer.input_layernorm, layer.self_attn.k_proj.weight.dtype) for layer in self.layers]
+        linears = [linear for layer in self.layers for linear in projections(layer)]
+        plain = (
+            not (torch.compiler.is_compiling() or checkpointing(self.layers[0]))
+            and len({None if norm is None else norm.eps for norm in norms}) == 1
+            and None not in norms
+            and all(is_plain(linear, x.device) for linear in linears)
+            and len({(linear.weight.shape, linear.weight.dtype) for linear in linears}) == 1
+        )
         if not plain:
             self.joined = None
         return plain
@@ -120,45 +124,23 @@ def join_runs(layers: Iterable[nn.Module], deepstack: int) -> None:
 
     Features added to the vision rows after each of the first ``deepstack`` layers end a run.
     """
-    run: list[tuple[int, nn.Module, float]] = []
-    runs = [run]
+    run: list[Any] = []
     for i, layer in enumerate(layers):
-        added = added_by(layer.input_layernorm) if getattr(getattr(layer, "vtskip", None), "joined", False) else None
-        if added is None or i <= deepstack or (run and not alike(run[-1][1], layer)):
-            runs.append(run := [])
-        if added is not None:
-            run.append((i, layer, added))
-    for run in runs:
+        joined = getattr(getattr(layer, "vtskip", None), "joined", False)
+        if not joined or i <= deepstack:
+            run = []
+        if joined:
+            run.append(layer)
+        if len(run) == 2:
+            run[0].vtskip.runtime.frozen = FrozenRun(i - 1, run)
         if len(run) > 1:
-            first, norm = run[0][0], run[0][1].input_layernorm
-            made = FrozenRun(first, [layer for _, layer, _ in run], [added for *_, added in run], eps_of(norm))
-            for _, layer, _ in run:
-                layer.vtskip.runtime.frozen = made
+            run[-1].vtskip.runtime.frozen = run[0].vtskip.runtime.frozen
 
 
-def alike(one: nn.Module, other: nn.Module) -> bool:
-    a, b = one.self_attn.k_proj.weight, other.self_attn.k_proj.weight
-    same = eps_of(one.input_layernorm) == eps_of(other.input_layernorm)
-    return same and a.shape == b.shape and a.device == b.device and a.dtype == b.dtype
-
-
-@torch.no_grad()
-def added_by(norm: Any) -> float | None:
-    """0 for a norm that multiplies by its weight, 1 by one more (Gemma's); None for any other, or weights not at hand."""
-    weight = getattr(norm, "weight", None)
-    if weight is None or eps_of(norm) is None or elsewhere(weight):
-        return None
-    x = torch.randn(4, weight.numel(), generator=torch.Generator().manual_seed(0)).to(weight)
-    limit = 8 * torch.finfo(torch.promote_types(weight.dtype, torch.bfloat16)).eps
-    theirs, ours = norm(x), unit(x, eps_of(norm))
-    for added in (0.0, 1.0):
-        if torch.allclose(theirs, ours * (weight + added), rtol=max(limit, 1e-6), atol=max(limit, 1e-6)):
-            return added
-    return None
-
-
-def eps_of(norm: Any) -> Any:
-    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+def norm_of(layer: nn.Module) -> Rms:
+    norm = rms_of(layer.input_layernorm, layer.input_layernorm.weight.dtype)
+    assert norm is not None
+    return norm
 
 
 def unit(x: Tensor, eps: float) -> Tensor:
@@ -171,21 +153,18 @@ def wide(t: Tensor) -> Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
-def modules(layer: nn.Module) -> tuple[nn.Module, ...]:
-    return layer.input_layernorm, layer.self_attn.k_proj, layer.self_attn.v_proj
+def projections(layer: Any) -> tuple[nn.Linear, nn.Linear]:
+    return layer.self_attn.k_proj, layer.self_attn.v_proj
 
 
-def sources(layer: nn.Module) -> list[Tensor]:
-    return [p for module in modules(layer) for p in module.parameters()]
+def sources(layer: Any) -> list[Tensor]:
+    return [p for module in (layer.input_layernorm, *projections(layer)) for p in module.parameters()]
 
 
-def is_plain(module: nn.Module, device: torch.device) -> bool:
-    """Whether calling ``module`` is nothing but its class's arithmetic on whole weights that are on ``device``."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if any(hooks) or "forward" in module.__dict__ or getattr(module, "parametrizations", None):
+def is_plain(linear: nn.Module, device: torch.device) -> bool:
+    """Whether calling ``linear`` is nothing but a product with whole weights that are on ``device``."""
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
+    if type(linear) is not nn.Linear or any(hooks) or "forward" in linear.__dict__:
         return False
-    known = type(module) is nn.Linear or type(module).__name__.endswith("RMSNorm")
-    return known and all(
-        type(p) is nn.Parameter and p.device == device and not partitioned(p) and not elsewhere(p)
-        for p in module.parameters()
-    )
+    whole = [type(p) is nn.Parameter and p.device == device and not elsewhere(p) for p in linear.parameters()]
+    return all(whole)

@@ -12,8 +12,8 @@ from vtskip.plan import CARRIED, LIVE, SCORES, VIT_CLS, LayerPlan, RowMap
 from vtskip.runtime.attention import last_row_scores
 from vtskip.runtime.cache import cache_layer, skip_layer
 from vtskip.runtime.execution import Execution
-from vtskip.runtime.unread import READ, WholeLayer, read_part
 from vtskip.runtime.native import LayerRuntime, text_step
+from vtskip.runtime.unread import READ, WholeLayer, read_part
 
 
 def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

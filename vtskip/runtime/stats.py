@@ -122,18 +122,18 @@ class StepState:
     def reset(self, layers: int) -> None:
         self.layers = [LayerCount() for _ in range(layers)]
         self.dense = LayerCount()
-        self.text_rows = self.logit_rows = self.logit_rows_saved = self.forwards = self.kv_bytes = (
-            self.kv_bytes_dense
-        ) = 0
+        self.text_rows = self.logit_rows = self.logit_rows_saved = 0
+        self.forwards = self.kv_bytes = self.kv_bytes_dense = 0
         self.last_rows, self.plans = None, {}
 
     def begin(self, rows: RowMap | None) -> None:
         self.rows = rows
         self.running, self.aux, self.vit_cls = {}, [], None
         asked = self.asked
-        if rows is not None and asked is not None and asked.thread == get_ident():
-            if asked.labelled is not None or not self.uniform:
-                asked.note(rows)
+        if rows is None or asked is None or asked.thread != get_ident():
+            return
+        if asked.labelled is not None or not self.uniform:
+            asked.note(rows)
 
     def record(
         self,
