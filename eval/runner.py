@@ -15,7 +15,7 @@ from vtskip.data.types import Sample
 from vtskip.errors import ConfigError, VideoError
 from vtskip.eval.areas import has_areas, kinds_of, router_counts
 from vtskip.eval.config import EvalConfig
-from vtskip.eval.cost import peak_memory
+from vtskip.eval.cost import peak_memory, peak_of, reset_peak
 from vtskip.eval.journal import Journal, fingerprint
 from vtskip.eval.prior import answer_of, has_prior, prior
 from vtskip.eval.record import build_record
@@ -59,7 +59,7 @@ def run(config: EvalConfig, progress: Progress | None = None) -> dict[str, Any]:
     if shard.rank:
         return {}
     lines = evaluation.lines()
-    record = build_record(config, sets, evaluation.described, lines) | peak_memory(checkpoint.model.device)
+    record = build_record(config, sets, evaluation.described, lines) | peak_of(lines, checkpoint.model.device)
     if config.out is not None:
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         write_atomic(Path(config.out) / "samples.jsonl", text.encode())
@@ -146,6 +146,7 @@ class Evaluation:
         """Everything that is not done yet, row by row."""
         for name, row in self.plan.items():
             with applied(row, self._of(row)) as subject:
+                reset_peak(self.checkpoint.model.device)
                 self._row(name, partial(self._asked, name, subject))
         for name in self.priors:
             self._row(name, partial(self._guessed, name))
@@ -184,6 +185,8 @@ class Evaluation:
         if raw is None:
             return head | {"skipped": part.skipped[sample.uid]}
         scores = part.scorer(sample, raw)
+        if raw.get("cost"):
+            raw["cost"]["peak_memory_bytes"] = peak_memory(self.checkpoint.model.device)["peak_memory_bytes"]
         if raw.get("areas") is not None:
             scores["router"] = router_counts(raw["areas"])
         return head | {"cluster": part.cluster(sample)} | raw | {"scores": scores}
@@ -213,7 +216,7 @@ class Evaluation:
         meta = {"video": str(sample.video), "source": sample.source}
         record = SampleRecord(sample.uid, sample.fps, turns, config.threshold, meta)
         if cost is not None and sample.uid in {s.uid for s in part.samples[: config.live_clips]}:
-            cost["live_seconds"] = subject.live_seconds(prompt, sample.fps, config.live_threshold)
+            cost |= subject.live(prompt, sample.fps, config.live_threshold)
         return record.as_dict() | {"cost": cost, "areas": areas}
 
     def _rollout(self, part: TaskSet, subject: StreamSubject, sample: Sample, prompt: Prompt) -> Line:

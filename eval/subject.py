@@ -10,7 +10,7 @@ import torch
 
 from vtskip.errors import DataError
 from vtskip.eval import areas
-from vtskip.eval.cost import MeteredStream, sample_cost
+from vtskip.eval.cost import MeteredStream, sample_cost, synchronised
 from vtskip.eval.guided import Guided, Seen, guide, motion
 from vtskip.eval.records import TurnRecord
 from vtskip.eval.stream_score import Continuation, StreamIds, score
@@ -56,13 +56,23 @@ class SeenStream(MeteredStream):
 
     known: Seen | None = None
     kept: list[np.ndarray] | None = None  # of the frames fed, where somebody wants to know
+    first_tokens: list[float]  # seconds from a frame to the first token of the reply that follows it
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        self.first_tokens, self._began = [], None
 
     def encode(self, frames: Any) -> Any:
+        self._began = time.perf_counter()
         return Seen(super().encode(frames)) if self.known is None else self.known[torch.as_tensor(frames).long()]
 
     def step(self, ids: Sequence[int], features: Any, cache: Any, rows: Sequence[int]) -> torch.Tensor:
         guide(self.model, None if features is None else features.scores)
         logits = super().step(ids, None if features is None else features.features, cache, rows)
+        if features is None and self._began is not None:
+            synchronised(logits.device)
+            self.first_tokens.append(time.perf_counter() - self._began)
+            self._began = None
         if features is not None and self.kept is not None:
             self.kept += areas.kept_of(self.handle)
         return logits
@@ -134,6 +144,7 @@ class StreamSubject:
     ) -> tuple[list[tuple[int, str]], Cost | None]:
         """As EvalModel; frames are encoded at once, so that they are the same to the last bit in every row."""
         self.stream.known = self._seen(prompt)
+        self._first_tokens()
         self._watch(prompt)
         try:
             session = self.session(prompt.conversation, threshold, max_new_tokens)
@@ -144,7 +155,11 @@ class StreamSubject:
         kept = self.stream.kept
         self._found([prompt], [np.concatenate(kept, axis=1)] if kept else [])
         cost = session.cost()
-        timed = {"seconds": cost["seconds"], "tokens": cost["reply_tokens"]}
+        timed = {
+            "seconds": cost["seconds"],
+            "tokens": cost["reply_tokens"],
+            "first_token_seconds": self._first_tokens(),
+        }
         return said, sample_cost(self.stream.handle.report(), len(prompt.frames)) | timed
 
     def session(self, conversation: Conversation, threshold: float, max_new_tokens: int = 100) -> StreamSession:
@@ -159,13 +174,19 @@ class StreamSubject:
             instruction=opening.get("user"),
         )
 
-    def live_seconds(self, prompt: Prompt, fps: float, threshold: float) -> list[float]:
-        """Seconds per frame of a live session over the frames; tower and replies included."""
+    def _first_tokens(self) -> list[float]:
+        """Those since the last call."""
+        found, self.stream.first_tokens = self.stream.first_tokens, []
+        return found
+
+    def live(self, prompt: Prompt, fps: float, threshold: float) -> dict[str, list[float]]:
+        """Times of a live session over the frames: seconds per frame, tower and replies included, and to first tokens."""
         session = self.session(prompt.conversation, threshold)
         frames = np.zeros_like(prompt.frames) if self.blind else prompt.frames
+        self._first_tokens()
         for _ in play(session, ((k / fps, frame) for k, frame in enumerate(frames))):
             pass
-        return session.seconds
+        return {"live_seconds": session.seconds, "first_token_seconds": self._first_tokens()}
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], generation: Generation) -> tuple[list[list[str]], list[Cost | None]]:
@@ -208,5 +229,7 @@ class FirstToken:
         self.start, self.first = time.perf_counter(), 0.0
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        self.first = self.first or time.perf_counter() - self.start
+        if not self.first:
+            synchronised(input_ids.device)
+            self.first = time.perf_counter() - self.start
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -19,7 +19,7 @@ from vtskip.eval.subject import StreamSubject
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("seconds_per_frame_p50", "seconds_per_frame_p95", "frames_per_second", "tokens_per_second")
-TIMES += ("first_token_seconds_p50", "first_token_seconds_p95")
+TIMES += ("first_token_seconds_p50", "first_token_seconds_p95", "peak_memory_bytes")
 
 
 def configured(values, **changes):

@@ -63,6 +63,8 @@ def test_costs_are_those_of_the_method(outcome):
         assert cost[control]["flops_linear"] == cost["model"]["flops_linear"]
     assert cost["model"]["frames_per_second"] > 0
     assert cost["model"]["seconds_per_frame_p50"] <= cost["model"]["seconds_per_frame_p95"]
+    assert all(row["peak_memory_bytes"] > 1e6 for row in cost.values())
+    assert outcome[0]["peak_memory_bytes"] >= max(row["peak_memory_bytes"] for row in cost.values())
 
 
 def test_policies_come_from_the_same_records(outcome):
@@ -87,6 +89,9 @@ def test_rows_differ_where_they_should(outcome):
 def test_a_run_repeats(eval_config):
     config = configured(eval_config, rows=["random"], live_clips=0)
     first, second = run(config), run(config)
+    for record in (first, second):
+        for cost in record["cost"].values():
+            del cost["peak_memory_bytes"]
     for key in ("accuracy", "comparison", "cost", "uids_sha256"):
         assert first[key] == second[key]
 

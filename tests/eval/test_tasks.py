@@ -187,6 +187,10 @@ def test_rollout_keeps_its_own_replies(checkpoint, eval_config, tmp_path):
     for line in lines:
         assert all(0 <= frame < line["cost"]["frames"] for frame, _ in line["said"])
         assert line["due"], "the annotation's texts"
+    assert task["cost"]["model"]["tokens_per_second"] > 0
+    replied = any(line["said"] for line in lines if line["row"] == "model")
+    assert replied
+    assert task["cost"]["model"]["first_token_seconds_p95"] > 0
     strict = task["rows"]["model"]["strict"]
     assert {"timing_f1@1", "miss_rate", "false_triggers_per_minute", "chrf", "bleu", "exact"} <= strict.keys()
     said = [len(line["said"]) for line in lines[:2]]
