@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from vtskip.config import StrictModel
 from vtskip.data.config import DataConfig
 from vtskip.methods import MethodSpec
+from vtskip.train.options import KeepWarmup, Sampling, Watch
 from vtskip.train.sections import Augment, Count, Lora, Loss, ModelRecipe, Optim, Positive, Trains
 
 __all__ = ["Augment", "Lora", "Loss", "ModelRecipe", "Optim", "TrainConfig", "Trains"]
@@ -45,6 +46,7 @@ class TrainConfig(StrictModel):
         deepspeed: JSON file; run it under ``--nproc``, ``torchrun``, ``deepspeed`` or ``accelerate launch``.
         precision: bf16 is autocast on a GPU, with frozen weights held in bf16 beside ``lora``; on a CPU it is emulated and slow.
         cache_frames: decoded frames kept in memory per process.
+        sampling, keep_warmup, watch: which samples share a batch, ``keep`` over the first steps, what is measured.
         report_to: besides ``train_log.jsonl``.
         log_every, eval_every, save_every: in steps; ``save_every`` None saves only the end. keep: newest checkpoints kept.
         workers: data loader processes.
@@ -79,6 +81,9 @@ class TrainConfig(StrictModel):
     lora: Lora | None = None
     loss: Loss = Loss()
     optim: Optim = Optim()
+    sampling: Sampling = Sampling()
+    keep_warmup: KeepWarmup | None = None
+    watch: Watch = Watch()
     seed: Annotated[int, Field(ge=0)] = 0
     deepspeed: Path | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
