@@ -35,7 +35,7 @@ def test_interrupted_runs_are_resumed(config_file, values):
     assert run_cli("train", config_file, "save_every=2").code == 0
     again = run_cli("train", config_file, "save_every=2")
     assert again.code == 2 and "not empty" in again.err
-    resumed = run_cli("train", config_file, "save_every=2", "--resume")
+    resumed = run_cli("train", config_file, "save_every=2", "--resume", "auto")
     assert resumed.code == 0 and "3 steps" in resumed.out
 
 

@@ -13,7 +13,23 @@ from vtskip import __version__
 from vtskip.errors import VtskipError, nearest
 
 # In the order of a first use. Every file defines `command`, or `app` with commands of its own.
-COMMANDS = ("methods", "models", "env", "data", "train", "calibrate", "stream", "eval", "report", "bench", "sweep")
+COMMANDS = (
+    *(
+        "methods",
+        "models",
+        "env",
+        "config",
+        "data",
+        "train",
+        "export",
+        "calibrate",
+        "stream",
+        "eval",
+        "report",
+        "bench",
+    ),
+    "sweep",
+)
 _PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False}
 # Faults of a path or disk the user named, not of this program: reported without a traceback.
 _USER_IO = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}

@@ -1,16 +1,20 @@
-"""``vtskip train``: fine-tune a streaming model."""
+"""``vtskip train``: fine-tune a model."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
 def command(
-    config: Annotated[Path, typer.Argument(help="a file of configs/train/")],
+    config: Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped one (`vtskip config ls train`)")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. optim.steps=200")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on from the newest checkpoint in the run's folder")
+        str,
+        typer.Option("--resume", metavar="auto|never|PATH", help="go on from the newest checkpoint, or from this one"),
+    ] = "never",
+    nproc: Annotated[int, typer.Option("--nproc", min=1, help="processes on this machine, started by torchrun")] = 1,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="do the first step only; show what learns, what is taught, what it costs")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON, and nothing else")] = False,
 ) -> None:
@@ -21,10 +25,24 @@ def command(
 
     from rich.console import Console
 
+    from vtskip._shipped import file_or_shipped
     from vtskip.config import load_config
     from vtskip.train import TrainConfig, run
 
-    settings = load_config(TrainConfig, config, overrides)
+    path = file_or_shipped(config, "train")
+    settings = load_config(TrainConfig, path, overrides)
+    if dry:
+        from vtskip.cli.dry_run import show
+        from vtskip.train.dry_run import dry_run
+
+        with redirect_stdout(sys.stderr):
+            found = dry_run(settings, nproc)
+        print(json.dumps(found, default=str)) if as_json else show(found)
+        return
+    if nproc > 1:
+        from vtskip.train.launch import relaunch
+
+        relaunch(nproc, [str(path), *(overrides or []), "--resume", resume, *(["--json"] if as_json else [])])
     with redirect_stdout(sys.stderr):  # libraries print to stdout, which is for the result alone
         summary = run(settings, resume=resume)
     if not summary["main_process"]:
