@@ -62,13 +62,9 @@ def load_data(path: Path):
 
 
 def load_bench(path: Path):
-    from vtskip.eval.bench import BenchConfig
-    from vtskip.methods import get_method
+    from vtskip.eval.bench import load
 
-    config = load_config(BenchConfig, path)
-    for method in config.methods:
-        get_method(method)
-    return config
+    return load(path)
 
 
 def load_sweep(path: Path):

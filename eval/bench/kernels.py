@@ -1,0 +1,112 @@
+"""Attention kernels beside each other on the same packed rows: every one that can run here, and why the others cannot."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtskip.eval.bench.clock import now, rotated
+from vtskip.eval.bench.config import KernelCase
+from vtskip.kernels.choice import TABLE
+from vtskip.kernels.dispatch import PackedRows, packed_attention
+from vtskip.kernels.packing import segments_of
+
+TORCH_FLASH = "torch flash"  # scaled_dot_product_attention, held to its flash kernel
+ON_REQUEST = ("flex", "reference")  # not compared: flex compiles for a minute, the reference holds all logits
+
+
+def compare(case: KernelCase, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Milliseconds of each kernel, forward and forward with backward, in interleaved rounds; ``error`` is its largest one
+    against fp32, over the largest value.
+    """
+    rows, (q, k, v) = packed_rows(case, device), _tensors(case, device, dtype)
+    scale = case.head_dim**-0.5
+    with torch.no_grad():
+        truth = packed_attention(*(t.float() for t in (q, k, v)), rows, scale=scale, kernel="sdpa")
+    found: dict[str, dict[str, Any]] = {}
+    for name in (TORCH_FLASH, *(n for n in TABLE["attention"] if n not in ON_REQUEST)):
+        try:
+            with _held_to(name), torch.no_grad():
+                error = (packed_attention(q, k, v, rows, scale=scale, kernel=_kernel(name)) - truth).abs().max()
+            found[name] = {"error": float(error / truth.abs().max())}
+            _both(name, q, k, v, rows, scale)
+        except Exception as e:  # a kernel's own words on why it cannot
+            found[name] = {"reason": f"{type(e).__name__}: {e}".splitlines()[0][:200]}
+    can = [name for name, row in found.items() if "reason" not in row]
+    runs = {"forward_ms": _forward} | ({"both_ms": _both} if case.backward else {})
+    for key, work in runs.items():
+        for name, ms in _timed(case, can, partial(work, q=q, k=k, v=v, rows=rows, scale=scale), device).items():
+            found[name][key] = ms
+    return case.model_dump() | {"kernels": [{"kernel": name, **row} for name, row in found.items()]}
+
+
+def packed_rows(case: KernelCase, device: str) -> PackedRows:
+    """Every row asks, or ``queries`` of them in ``runs`` runs that end frames of equal length (text behind vision)."""
+    position = torch.arange(case.rows, device=device).repeat(case.batch)
+    lens = [case.rows] * case.batch
+    if case.queries is None:
+        return PackedRows(lens, lens, position, position, same_rows=True, consecutive=True)
+    asking = np.zeros(case.rows, bool)
+    each, period = max(1, case.queries // case.runs), case.rows // case.runs
+    for run in range(case.runs):
+        asking[(run + 1) * period - each : (run + 1) * period] = True
+    segments = segments_of(np.tile(asking, (case.batch, 1)), np.ones((case.batch, case.rows), bool))
+    asks = torch.from_numpy(np.tile(np.flatnonzero(asking), case.batch)).to(device)
+    return PackedRows([int(asking.sum())] * case.batch, lens, asks, position, segments=segments)
+
+
+def _tensors(case: KernelCase, device: str, dtype: torch.dtype) -> list[Tensor]:
+    each = max(1, (case.queries or 0) // case.runs) * case.runs
+    asking = case.rows if case.queries is None else each
+    torch.manual_seed(0)
+    sizes = ((asking, case.heads), (case.rows, case.kv_heads), (case.rows, case.kv_heads))
+    made = [torch.randn(case.batch * n, heads, case.head_dim, device=device) for n, heads in sizes]
+    return [t.to(dtype).requires_grad_(case.backward) for t in made]
+
+
+def _kernel(name: str) -> str:
+    return "sdpa" if name == TORCH_FLASH else name
+
+
+@contextmanager
+def _held_to(name: str) -> Iterator[None]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if name == TORCH_FLASH else nullcontext():
+        yield
+
+
+def _forward(name: str, q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float) -> None:
+    with _held_to(name), torch.no_grad():
+        packed_attention(q, k, v, rows, scale=scale, kernel=_kernel(name))
+
+
+def _both(name: str, q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float) -> None:
+    with _held_to(name):
+        out = packed_attention(q, k, v, rows, scale=scale, kernel=_kernel(name))
+        if out.requires_grad:
+            torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
+
+
+def _timed(case: KernelCase, names: list[str], work: Callable[[str], None], device: str) -> dict[str, float]:
+    """Median milliseconds over rounds in which every kernel runs; on a GPU each time is the mean of ten calls."""
+    calls = 10 if device.startswith("cuda") else 1
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(case.rounds):
+        for name in rotated(names, i):
+            seconds[name].append(_seconds(partial(work, name), device, calls))
+    return {name: round(1000 * statistics.median(found), 4) for name, found in seconds.items()}
+
+
+def _seconds(work: Callable[[], None], device: str, calls: int) -> float:
+    start = now(device)
+    for _ in range(calls):
+        work()
+    return (now(device) - start) / calls
