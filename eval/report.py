@@ -11,6 +11,7 @@ from typing import Any
 from vtskip.data.files import parse_json, read_json, read_lines
 from vtskip.errors import ConfigError, DataError, nearest
 from vtskip.eval.record import counts
+from vtskip.eval.report_tables import NONE, cell, cost_table, lines_of, names_of, router_table
 from vtskip.eval.statistics import difference
 
 COSTS = {  # column -> key of a cost block, factor
@@ -19,7 +20,6 @@ COSTS = {  # column -> key of a cost block, factor
     "ms/frame": ("seconds_per_frame_p50", 1000),
     "ms to first token": ("first_token_seconds_p50", 1000),
 }
-NONE = {"value": None, "low": None, "high": None, "items": 0, "clusters": 0}
 OF_STREAMS = ("strict/time_diff", "strict/fluency", "strict/correctness", "reference/lm_ppl")  # of older records
 
 
@@ -126,12 +126,18 @@ def shown(block: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([block["primary"], *block.get("shown", [])]))
 
 
-def markdown(runs: Sequence[Run], entries: Sequence[Mapping[str, Any]], against: str | None = None) -> str:
-    """A table per task: metrics with 95 % intervals, difference of the primary one, cost; n stands in the heading."""
-    parts = []
+def markdown(
+    runs: Sequence[Run], entries: Sequence[Mapping[str, Any]], against: str | None = None, costs: bool = False
+) -> str:
+    """A table per task: metrics with 95 % intervals, difference of the primary one, cost; n stands in the heading.
+
+    Below it what the routers keep, where that is known, and with ``costs`` everything that was counted and timed.
+    """
+    parts, several = [], len(runs) > 1
     for task in dict.fromkeys(entry["task"] for entry in entries):
         mine = [entry for entry in entries if entry["task"] == task]
-        parts += [f"### {task}", "", _sizes(mine), "", *_lines(mine, len(runs) > 1, against), ""]
+        parts += [f"### {task}", "", _sizes(mine), "", *_lines(mine, several, against), *router_table(mine, several)]
+        parts += [*(cost_table(mine, several) if costs else []), ""]
     for run in runs:
         if run.skipped:
             parts.append(f"{run.name}: {run.skipped} clips could not be read and are left out.")
@@ -147,42 +153,37 @@ def _sizes(entries: Sequence[Mapping[str, Any]]) -> str:
         if len(set(sizes.values())) == 1
         else "; ".join(f"{r}: {n}" for r, n in sizes.items())
     )
-    known = any(estimate_of(e, block["primary"])["low"] is not None for e in entries)
-    interval = "; [95 % interval, bootstrap over clusters]" if known else ""
-    return f"{counted}; `{block['primary']}`, {better} is better{interval}"
+    measured = any(estimate_of(e, block["primary"])["low"] is not None for e in entries)
+    interval = "; [95 % interval, bootstrap over clusters]" if measured else ""
+    known = block.get("ceiling")
+    best = f"; ceiling {known['best']:.3f}, without seeing {known['blind']:.3f}" if known else ""
+    return f"{counted}; `{block['primary']}`, {better} is better{interval}{best}"
 
 
 def _lines(entries: Sequence[Mapping[str, Any]], several: bool, against: str | None) -> list[str]:
     block = entries[0]["block"]
-    metrics = shown(block)
+    metrics, ceiling = shown(block), block.get("ceiling")
     costs = [name for name, (key, _) in COSTS.items() if any(key in e["cost"] for e in entries)]
-    difference_ = [] if against is None else [f"{metrics[0]} less {against}"]
-    head = [*(["run"] if several else []), "row", *metrics[:1], *difference_, *metrics[1:], *costs]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    head = [*(["run"] if several else []), "row", metrics[0]]
+    head += [*(["of ceiling"] if ceiling else []), *([f"{metrics[0]} less {against}"] if against else [])]
+    rows = []
     for entry in entries:
-        values = [cell(estimate_of(entry, metric)) for metric in metrics]
+        first = estimate_of(entry, metrics[0])
+        cells = [*names_of(entry, several), cell(first)]
+        if ceiling:
+            cells.append("" if first["value"] is None else f"{first['value'] / ceiling['best']:.3f}")
         if against is not None:
-            values.insert(1, cell(entry["difference"].get(metrics[0], NONE), signed=True))
-        for name in costs:
-            key, factor = COSTS[name]
-            values.append(f"{entry['cost'][key] * factor:.3f}" if key in entry["cost"] else "")
-        names = [entry["run"]] if several else []
-        lines.append("| " + " | ".join([*names, f"`{entry['row']}`", *values]) + " |")
-    return lines
+            cells.append(cell(entry["difference"].get(metrics[0], NONE), signed=True))
+        cells += [cell(estimate_of(entry, metric)) for metric in metrics[1:]]
+        for key, factor in (COSTS[name] for name in costs):
+            cells.append(f"{entry['cost'][key] * factor:.3f}" if key in entry["cost"] else "")
+        rows.append(cells)
+    return lines_of([*head, *metrics[1:], *costs], rows)
 
 
 def estimate_of(entry: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
     flavour, _, name = metric.partition("/")
     return entry["scores"].get(flavour, {}).get(name, NONE)
-
-
-def cell(estimate: Mapping[str, Any], signed: bool = False) -> str:
-    """``0.640 [0.571, 0.702]``; empty where there is nothing."""
-    if estimate["value"] is None:
-        return ""
-    sign = "+" if signed else ""
-    interval = "" if estimate["low"] is None else f" [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
-    return f"{estimate['value']:{sign}.3f}{interval}"
 
 
 def as_csv(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -65,6 +65,34 @@ def test_tables_say_n_intervals_and_cost(folders):
     assert "| first | `dense` |" in markdown(both, table(both))
 
 
+def test_costs_and_routers_stand_below_where_they_are_known(folders):
+    runs = [load_run(folders / "first")]
+    entries = table(runs)
+    assert "| cost |" not in markdown(runs, entries)
+    text = markdown(runs, entries, costs=True)
+    head = next(line for line in text.splitlines() if line.startswith("| cost"))
+    names = [c.strip() for c in head.strip("|").split("|")]
+    assert names[:6] == ["cost", "GFLOPs", "FLOPs ratio", "linear FLOPs ratio", "KV MB", "KV ratio"]
+    assert names[6:] == ["ms to first token", "95 %", "tokens/s", "peak MB"]
+    assert "rows kept" not in text
+    known = {"value": 0.5, "low": None, "high": None, "items": 2, "clusters": 1}
+    entries[0]["scores"] = entries[0]["scores"] | {"router": {"recall": known, "enrichment": known | {"value": 2.5}}}
+    below = next(line for line in markdown(runs, entries).splitlines() if line.startswith("| `model` | 0.500 |"))
+    assert below == "| `model` | 0.500 |  | 2.500 |  |  |  |"
+
+
+def test_a_known_ceiling_is_what_rows_are_measured_by(folders):
+    runs = [load_run(folders / "first")]
+    entries = [e for e in table(runs) if e["task"] == "coin_next"]
+    value = entries[0]["scores"]["strict"]["accuracy"]["value"]
+    for entry in entries:
+        entry["block"] = entry["block"] | {"ceiling": {"best": 0.8, "blind": 0.2}}
+    lines = markdown(runs, entries).splitlines()
+    assert lines[2].endswith("; ceiling 0.800, without seeing 0.200")
+    assert [c.strip() for c in lines[4].strip("|").split("|")][:3] == ["row", "strict/accuracy", "of ceiling"]
+    assert lines[6].split("|")[3].strip() == f"{value / 0.8:.3f}"
+
+
 def test_cells():
     estimate = {"value": 0.64, "low": 0.5711, "high": 0.7, "items": 3, "clusters": 2}
     assert cell(estimate) == "0.640 [0.571, 0.700]"

@@ -13,6 +13,7 @@ def command(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="write all metrics to this CSV file")] = None,
     picture: Annotated[Path | None, typer.Option(help="write accuracy against cost to this PNG file")] = None,
+    costs: Annotated[bool, typer.Option("--costs", help="also print everything that was counted and timed")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of Markdown")] = False,
 ) -> None:
     """Print Markdown tables of evaluations: metrics with intervals, paired differences, cost."""
@@ -28,4 +29,4 @@ def command(
         from vtskip.eval.picture import picture as draw
 
         write_atomic(picture, draw(entries))
-    print(json_text(entries) if as_json else markdown(loaded, entries, against), end="")
+    print(json_text(entries) if as_json else markdown(loaded, entries, against, costs), end="")
