@@ -1,7 +1,7 @@
 """From a data section of a YAML file to samples."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -18,8 +18,11 @@ from vtskip.data.llava import read_llava
 from vtskip.data.lta import read_lta
 from vtskip.data.messages import read_messages
 from vtskip.data.rows import OnError, Watch
+from vtskip.data.synthetic.grammars import GRAMMARS
+from vtskip.data.synthetic.holdout import HOLDOUTS
+from vtskip.data.synthetic.levels import DEFAULT, LEVELS
 from vtskip.data.types import Sample
-from vtskip.errors import DataError
+from vtskip.errors import DataError, nearest
 
 Kind = Literal[
     "coin",
@@ -47,10 +50,11 @@ class DataConfig(StrictModel):
         max_frames: longer videos are cut into several samples (streams) or sampled more thinly (questions).
         system, instruction, lead_in, tail: see ``vtskip.data.dialogue.Dialogue``.
         passes: of the public Ego4D narration file.
-        level, relevance: which steps of GoalStep are told.
+        level: which steps of GoalStep are told (steps, substeps or both); of the synthetic set what changes between frames
+            although nothing happens (L0 to L4). relevance: the steps of GoalStep that are told.
         taxonomy, seen, ahead: of LTA: the class names, how many actions are seen and asked for.
         takes: Ego-Exo4D's ``takes.json``. ego_visible: leave out what the wearer's camera does not show.
-        tier, seed: of the synthetic set.
+        tier, seed, holdout, grammar: of the synthetic set, see ``vtskip.data.synthetic.make``.
         features: folder of a frame-feature cache (``vtskip data features``) to train on in place of the videos.
         on_error: ``skip`` leaves out videos or records with a fault, and tells which.
     """
@@ -65,7 +69,7 @@ class DataConfig(StrictModel):
     fps: float = Field(default=2.0, gt=0)
     max_frames: int | None = Field(default=None, ge=2)
     passes: list[Literal[1, 2]] | None = None
-    level: Level = "both"
+    level: str | None = None
     relevance: list[Relevance] = list(get_args(Relevance))
     taxonomy: Path | None = None
     seen: int = Field(default=lta.SEEN, ge=1)
@@ -78,6 +82,8 @@ class DataConfig(StrictModel):
     tail: bool = False
     tier: str = "small"
     seed: int = Field(default=0, ge=0)
+    holdout: str | None = None
+    grammar: str | None = None
     features: Path | None = None
     on_error: OnError = "stop"
 
@@ -98,6 +104,10 @@ class DataConfig(StrictModel):
         for key in sorted(self.model_fields_set & OWN_KEYS - kind.keys):
             others = ", ".join(name for name, other in KINDS.items() if key in other.keys)
             raise ValueError(f"kind {self.kind!r} has no key {key!r}: it belongs to {others}")
+        for key, accepted in kind.choices.items():
+            value = getattr(self, key)
+            if value is not None and value not in accepted:
+                raise ValueError(f"{key} {value!r}{nearest(value, accepted)}; accepted: {', '.join(accepted)}")
         return self
 
     def dialogue(self) -> Dialogue:
@@ -126,13 +136,17 @@ Reader = Callable[[DataConfig, Files, OnError | Watch], Iterator[Sample]]
 
 @dataclass(frozen=True)
 class KindSpec:
-    """A kind: its reader, the keys and tasks that only some kinds have, and what a stream over it is asked for."""
+    """A kind: its reader, the keys and tasks that only some kinds have, and what a stream over it is asked for.
+
+    ``choices``: the values of keys that are not the same for every kind.
+    """
 
     read: Reader
     keys: frozenset[str]
     tasks: tuple[str, ...] = ()
     instruction: str = INSTRUCTION
     streams: bool = True
+    choices: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 STREAM = frozenset({"instruction", "lead_in", "tail"})
@@ -149,9 +163,8 @@ def _ego4d(c: DataConfig, f: Files, on_error: OnError | Watch) -> Iterator[Sampl
 
 
 def _goalstep(c: DataConfig, f: Files, on_error: OnError | Watch) -> Iterator[Sample]:
-    return read_goalstep(
-        f.annotations, f.videos, c.fps, c.split, f.splits, c.level, c.relevance, c.dialogue(), on_error
-    )
+    level = cast(Level, c.level or "both")
+    return read_goalstep(f.annotations, f.videos, c.fps, c.split, f.splits, level, c.relevance, c.dialogue(), on_error)
 
 
 def _lta(c: DataConfig, f: Files, on_error: OnError | Watch) -> Iterator[Sample]:
@@ -192,13 +205,24 @@ COIN_TASKS = get_args(CoinTask)
 KINDS: dict[str, KindSpec] = {
     "coin": KindSpec(_coin, STREAM | LISTS, COIN_TASKS, coin.NARRATE),
     "ego4d_narration": KindSpec(_ego4d, STREAM | LISTS | {"passes"}, ("narration",)),
-    "goalstep": KindSpec(_goalstep, STREAM | LISTS | {"level", "relevance"}, ("narration",), goalstep.NARRATE),
+    "goalstep": KindSpec(
+        _goalstep,
+        STREAM | LISTS | {"level", "relevance"},
+        ("narration",),
+        goalstep.NARRATE,
+        choices={"level": get_args(Level)},
+    ),
     "ego4d_lta": KindSpec(_lta, LISTS | {"taxonomy", "seen", "ahead"}),
     "egoexo_atomic": KindSpec(_atomic, STREAM | LISTS | {"takes", "ego_visible"}, ("narration",)),
     "egoexo_keystep": KindSpec(_keysteps, STREAM | LISTS | {"takes"}, ("narration",), egoexo.STEPS),
     "llava": KindSpec(_llava, frozenset(), streams=False),
     "messages": KindSpec(_messages, frozenset(), streams=False),
-    "synthetic": KindSpec(_synthetic, STREAM | LISTS | {"passes", "tier", "seed"}, ("narration", *COIN_TASKS)),
+    "synthetic": KindSpec(
+        _synthetic,
+        STREAM | LISTS | {"passes", "tier", "seed", "level", "holdout", "grammar"},
+        ("narration", *COIN_TASKS),
+        choices={"level": LEVELS, "holdout": HOLDOUTS, "grammar": GRAMMARS},
+    ),
 }
 OWN_KEYS = frozenset().union(*(kind.keys for kind in KINDS.values()))
 
@@ -212,7 +236,7 @@ def iterate(config: DataConfig, progress: bool = True, on_error: OnError | Watch
     if config.kind == "synthetic":
         from vtskip.data.synthetic import make
 
-        make(config.tier, root, config.seed, progress=progress)
+        make(config.tier, root, config.seed, progress, None, config.level or DEFAULT, config.holdout, config.grammar)
     splits = root / config.splits if config.splits else None
     files = Files(root / (config.annotations or ""), root / (config.videos or ""), splits, root)
     return KINDS[config.kind].read(config, files, on_error or config.on_error)

@@ -92,14 +92,14 @@ class _Pieces:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a JSON-lines file that are not blank, with their numbers from 1. They are parsed by whoever needs them."""
+    """The lines of a text file that are not blank, with their numbers from 1. They are parsed by whoever needs them."""
     with _readable(path) as file:
         try:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line
         except UnicodeDecodeError as e:
-            raise DataError(f"{path}: not valid JSON: {e}") from None
+            raise DataError(f"{path}: not valid text: {e}") from None
 
 
 def _readable(path: Path) -> TextIO:

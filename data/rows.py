@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from vtskip.data.files import read_json
+from vtskip.data.files import read_json, read_lines
 from vtskip.data.types import Sample
 from vtskip.data.video import VideoInfo
 from vtskip.errors import ConfigError, DataError, VideoError, nearest
@@ -17,7 +17,7 @@ Watch = Callable[[str, DataError | None], None]  # told of every unit (video or 
 OnError = Literal["stop", "skip"]
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 T = TypeVar("T")
-Splits = str | Path | Mapping[str, Sequence[str]]  # lists of video ids per split, or the JSON file that holds them
+Splits = str | Path | Mapping[str, Sequence[str]]  # lists of video ids per split, or the file that holds them
 SPLIT_LISTS = "split_to_take_uids"  # where Ego-Exo4D's splits.json keeps its lists
 
 _short = reprlib.Repr()
@@ -117,11 +117,18 @@ def find_video(folder: Path, uid: str) -> Path:
     raise VideoError(f"{folder / _cut(uid)}{EXTENSIONS[0]}: no such video (looked for {', '.join(EXTENSIONS)})")
 
 
+def _read_lists(path: Path) -> Any:
+    """JSON, or a text file with one id per line that has the name of its split."""
+    if path.suffix.lower() != ".txt":
+        return read_json(path)
+    return {path.stem: [line.strip() for _, line in read_lines(path)]}
+
+
 def split_uids(splits: Splits, split: str) -> list[str]:
     """The video ids of one split."""
     source, lists = "splits", cast(Any, splits)
     if isinstance(splits, str | Path):
-        source, lists = str(splits), read_json(Path(splits))
+        source, lists = str(splits), _read_lists(Path(splits))
     if isinstance(lists, Mapping) and split not in lists and isinstance(lists.get(SPLIT_LISTS), dict):
         lists = lists[SPLIT_LISTS]
     if not isinstance(lists, Mapping) or not all(isinstance(names, list) for names in lists.values()):

@@ -76,6 +76,18 @@ class Canvas:
         self.paint(distance, centre, float(np.sqrt(length)) / 2 + radius + 0.02, colour, alpha)
 
 
+def add(a: Point, b: Point) -> Point:
+    return a[0] + b[0], a[1] + b[1]
+
+
+def mix(a: Point, b: Point, part: float) -> Point:
+    return a[0] + (b[0] - a[0]) * part, a[1] + (b[1] - a[1]) * part
+
+
+def shade(colour: Colour, factor: float) -> Colour:
+    return colour[0] * factor, colour[1] * factor, colour[2] * factor
+
+
 def texture(rng: np.random.Generator, size: int, tone: Tone | None = None) -> np.ndarray:
     """A table top: muted colour, cloudy stains and a grain of planks or stone, all drawn at random. float32 [size, size, 3].
 

@@ -2,7 +2,9 @@
 
 A timeline is plain JSON: ``uid, fps ("10" or "30000/1001"), frames, size, hash, steps [{verb, colour, shape, approach,
 contact, end, away, box}]``, all moments as integer source frames; ``box`` is where the thing lies before it is touched (left,
-top, right, bottom in units of the frame's side). Seconds are ``frame / fps`` in full precision.
+top, right, bottom in units of the frame's side). With the full grammar these are the acts, and there are also ``grammar, task,
+hard, task_steps [{kind, shape, first, last, optional}]``: a task's step says which of them are its own. Seconds are
+``frame / fps`` in full precision.
 """
 
 import csv
@@ -15,41 +17,35 @@ import numpy as np
 
 from vtskip._files import replacing
 from vtskip.data.files import write_json
-from vtskip.data.synthetic.grammar import DISTRACTORS, DOMAIN, TASK, Action, actions
-
-Timeline = dict[str, Any]
+from vtskip.data.synthetic.grammar import DISTRACTORS
+from vtskip.data.synthetic.grammars import Timeline, action_of, grammar_of
 
 
 def seconds(frame: int, fps: str) -> float:
     return float(frame / Fraction(fps))
 
 
-def action_of(step: dict[str, Any]) -> Action:
-    return Action(step["verb"], step["colour"], step["shape"])
-
-
 def write_coin(folder: Path, timelines: Sequence[Timeline], splits: dict[str, list[str]]) -> None:
     """``COIN.json`` (subsets training and testing only, as in COIN; the val list is in splits.json) and ``taxonomy.csv``."""
-    ids = {action: str(number) for number, action in enumerate(actions(), 1)}
     database = {}
     for line in timelines:
-        fps, length = line["fps"], seconds(line["frames"], line["fps"])
-        steps = [(seconds(s["contact"], fps), seconds(s["end"], fps), action_of(s)) for s in line["steps"]]
+        fps, length, grammar = line["fps"], seconds(line["frames"], line["fps"]), grammar_of(line)
+        steps = [(seconds(s.start, fps), seconds(s.end, fps), s) for s in grammar.segments(line)]
         database[line["uid"]] = {
             "duration": length,
-            "class": TASK,
+            "class": grammar.task(line),
             "video_url": f"synthetic:{line['uid']}",
             "start": max(0.0, steps[0][0] - 1) if steps else 0.0,
             "end": min(length, steps[-1][1] + 1) if steps else length,
             "subset": "testing" if line["uid"] in splits["test"] else "training",
-            "recipe_type": 0,
-            "annotation": [{"id": ids[a], "segment": [start, end], "label": a.label} for start, end, a in steps],
+            "recipe_type": grammar.task_number(line),
+            "annotation": [{"id": str(s.number), "segment": [a, b], "label": s.label} for a, b, s in steps],
         }
     write_json(folder / "COIN.json", {"database": database})
     with replacing(folder / "taxonomy.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["Domain", "Target Id", "Target Label", "Action Id", "Action Label"])
-        table.writerows([DOMAIN, 0, TASK, number, action.label] for action, number in ids.items())
+        table.writerows(grammar_of(timelines[0]).taxonomy())
 
 
 def first_pass(line: Timeline) -> list[tuple[int, str]]:
@@ -73,6 +69,12 @@ def second_pass(line: Timeline) -> list[tuple[int, str]]:
     return sorted(rows)
 
 
+def summary_of(line: Timeline) -> str:
+    if "task" in line:
+        return f"#Summary C does {len(line['task_steps'])} steps to {grammar_of(line).goal(line).lower()}"
+    return f"#Summary C works with {len(line['steps'])} things on a table"
+
+
 def write_ego4d(folder: Path, timelines: Sequence[Timeline]) -> None:
     """``narration.json`` (public shape, two passes) and ``all_narrations_redacted.json`` (one list with annotation ids)."""
     public: dict[str, Any] = {}
@@ -83,7 +85,7 @@ def write_ego4d(folder: Path, timelines: Sequence[Timeline]) -> None:
         redacted[uid] = {"narrations": [], "summaries": []}
         for number, rows in enumerate((first_pass(line), second_pass(line)), 1):
             annotator = f"{uid}-pass{number}"
-            summary = f"#Summary C works with {len(line['steps'])} things on a table"
+            summary = summary_of(line)
             public[uid][f"narration_pass_{number}"] = {
                 "narrations": [
                     {

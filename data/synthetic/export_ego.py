@@ -1,6 +1,6 @@
 """The same timelines as GoalStep, LTA version 2 and Ego-Exo4D files, in the shapes that those sets publish.
 
-A *visit* is what is done to one thing in a row: GoalStep's step and Ego-Exo4D's keystep; its actions are the substeps and the
+A *visit* is what is done to one thing in a row: GoalStep's step and Ego-Exo4D's keystep; its acts are the substeps and the
 atomic descriptions. LTA needs clips of many actions, so ``join`` puts clips of one split end to end.
 """
 
@@ -9,45 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vtskip.data.files import write_json
-from vtskip.data.synthetic.export import Timeline, action_of, first_pass, second_pass, seconds
-from vtskip.data.synthetic.grammar import COLOURS, DOMAIN, SHAPES, TASK, VERBS
+from vtskip.data.synthetic.export import first_pass, second_pass, seconds
+from vtskip.data.synthetic.grammars import Timeline, Visit, action_of, grammar_of
 
 LONG = 28  # actions of an LTA clip: 8 seen and 20 to come
 FIDGET = "move the empty hand"
-# Some with the alternatives in brackets that the published classes have; readers drop them.
-VERB_CLASSES = {
-    "pick": "pick_up_(lift,_take)",
-    "open": "open",
-    "cut": "cut_(trim,_slice,_chop)",
-    "shake": "shake",
-    "wipe": "wipe_(clean)",
-    "fill": "fill_(pour)",
-}
-NOUN_CLASSES = {
-    f"{c} {s}": f"{c}_{s}" + ("_(mug)" if s == "cup" else "") for c in COLOURS for s in SHAPES
-}  # "red_cup_(mug)"
-
-
-def visits(line: Timeline) -> list[list[dict[str, Any]]]:
-    """The steps of a timeline, those on one thing together."""
-    groups: list[list[dict[str, Any]]] = []
-    for step in line["steps"]:
-        before = groups[-1][-1] if groups else None
-        same = before is not None and before["verb"] != "pick" and action_of(before).noun == action_of(step).noun
-        if same:
-            groups[-1].append(step)
-        else:
-            groups.append([step])
-    return groups
-
-
-def _visit_text(group: Sequence[dict[str, Any]]) -> str:
-    return f"work on the {action_of(group[0]).noun}"
-
-
-def _relevance(verbs: Sequence[str]) -> str:
-    """A thing that was only shaken is as it was before."""
-    return "optional" if set(verbs) == {"shake"} else "essential"
+UNIQUE = 600  # keystep ids over all scenarios count from here
 
 
 def _goal_step(fps: str, start: int, end: int, text: str, relevant: str) -> dict[str, Any]:
@@ -64,13 +31,13 @@ def _goal_step(fps: str, start: int, end: int, text: str, relevant: str) -> dict
 
 
 def goalstep_segments(line: Timeline, fidgets: Sequence[tuple[int, int]] = ()) -> list[dict[str, Any]]:
-    """Visits with their actions as substeps, and movements of the empty hand as irrelevant steps, in order of time."""
-    fps, rows = line["fps"], []
-    for group in visits(line):
-        told = _relevance([s["verb"] for s in group])
-        row = _goal_step(fps, group[0]["approach"], group[-1]["end"], _visit_text(group), told)
+    """Visits with their acts as substeps, and movements of the empty hand as irrelevant steps, in order of time."""
+    fps, grammar, rows = line["fps"], grammar_of(line), []
+    for visit in grammar.visits(line):
+        row = _goal_step(fps, visit.acts[0]["approach"], visit.acts[-1]["end"], visit.text, visit.relevant)
         row["segments"] = [
-            _goal_step(fps, s["contact"], s["end"], action_of(s).label, _relevance([s["verb"]])) for s in group
+            _goal_step(fps, s["contact"], s["end"], action_of(s).label, grammar.relevance(line, s, visit))
+            for s in visit.acts
         ]
         rows.append(row)
     rows += [{**_goal_step(fps, a, b, FIDGET, "irrelevant"), "segments": []} for a, b in fidgets]
@@ -87,16 +54,16 @@ def write_goalstep(
     for split, uids in splits.items():
         videos = []
         for line in (t for t in timelines if t["uid"] in set(uids)):
-            rows = goalstep_segments(line, (fidgets or {}).get(line["uid"], ()))
+            rows, grammar = goalstep_segments(line, (fidgets or {}).get(line["uid"], ())), grammar_of(line)
             videos.append(
                 {
                     "video_uid": line["uid"],
                     "start_time": 0.0,
                     "end_time": seconds(line["frames"], line["fps"]),
-                    "goal_category": f"{DOMAIN}:{TASK}".upper().replace(" ", "_"),
-                    "goal_description": "Work at the table",
+                    "goal_category": f"{grammar.domain(line)}:{grammar.task(line)}".upper().replace(" ", "_"),
+                    "goal_description": grammar.goal(line),
                     "goal_wikihow_url": "",
-                    "summary": [_visit_text(group) for group in visits(line)],
+                    "summary": [visit.text for visit in grammar.visits(line)],
                     "is_procedural": True,
                     "segments": rows,
                 }
@@ -129,14 +96,15 @@ def join(lines: Sequence[Timeline], uid: str) -> Timeline:
         for step in line["steps"]:
             steps.append(step | {key: step[key] + shift for key in ("approach", "contact", "end", "away")})
         shift += line["frames"]
-    return {
+    joined = {
         "uid": uid, "fps": lines[0]["fps"], "frames": shift, "steps": steps, "parts": [t["uid"] for t in lines]
     }  # fmt: skip
+    return joined | {key: lines[0][key] for key in ("grammar",) if key in lines[0]}
 
 
 def _lta_clips(line: Timeline) -> Iterator[dict[str, Any]]:
     """Times of an action count from the start of its clip, the clip's from the start of the video."""
-    fps = line["fps"]
+    fps, grammar = line["fps"], grammar_of(line)
     origin = line["steps"][0]["approach"] if line["steps"] else 0
     for number, step in enumerate(line["steps"]):
         action = action_of(step)
@@ -150,12 +118,11 @@ def _lta_clips(line: Timeline) -> Iterator[dict[str, Any]]:
         ):
             row |= {f"{key}_start_sec": seconds(start, fps), f"{key}_end_sec": seconds(end, fps)}
             row |= {f"{key}_start_frame": start, f"{key}_end_frame": end}
-        verb, noun = VERB_CLASSES[action.verb], NOUN_CLASSES[action.noun]
         labels = {
-            "verb_label": list(VERB_CLASSES).index(action.verb),
-            "noun_label": list(NOUN_CLASSES).index(action.noun),
+            "verb_label": list(grammar.verbs).index(action.verb),
+            "noun_label": list(grammar.nouns).index(action.noun),
         }
-        yield row | {"verb": verb, "noun": noun} | labels
+        yield row | {"verb": grammar.verbs[action.verb], "noun": grammar.nouns[action.noun]} | labels
 
 
 def write_lta(folder: Path, joined: Mapping[str, Sequence[Timeline]]) -> None:
@@ -172,7 +139,8 @@ def write_lta(folder: Path, joined: Mapping[str, Sequence[Timeline]]) -> None:
             for number, row in enumerate(hidden):
                 row["clip_id"] = number
             write_json(folder / "fho_lta_test_unannotated.json", {"clips": hidden})
-    taxonomy = {"verbs": [VERB_CLASSES[v] for v in VERBS], "nouns": list(NOUN_CLASSES.values())}
+    grammar = grammar_of(next(line for lines in joined.values() for line in lines))
+    taxonomy = {"verbs": list(grammar.verbs.values()), "nouns": list(grammar.nouns.values())}
     write_json(folder / "fho_lta_taxonomy.json", taxonomy)
 
 
@@ -181,13 +149,13 @@ def write_egoexo(folder: Path, timelines: Sequence[Timeline], splits: Mapping[st
 
     Two annotators describe a take; what the second says about other people is not visible to the wearer's camera.
     """
-    scenario = "Working at the table"
+    grammars = {line["uid"]: grammar_of(line) for line in timelines}
     takes = [
         {
             "take_uid": line["uid"],
             "take_name": f"synthetic_{line['uid']}",
             "duration_sec": seconds(line["frames"], line["fps"]),
-            "parent_task_name": scenario,
+            "parent_task_name": grammars[line["uid"]].scenario(line),
             "validated": True,
             "is_narrated": True,
             "frame_aligned_videos": {"aria01": {"rgb": {"relative_path": f"{line['uid']}.mp4"}}},
@@ -195,8 +163,10 @@ def write_egoexo(folder: Path, timelines: Sequence[Timeline], splits: Mapping[st
         for line in timelines
     ]
     write_json(folder / "takes.json", takes)
-    nouns = {noun: number for number, noun in enumerate(NOUN_CLASSES, 1)}
-    taxonomy = {scenario: {str(k): {"unique_id": 600 + k, "name": f"Work on the {noun}"} for noun, k in nouns.items()}}
+    taxonomy = {
+        scenario: {str(k): {"unique_id": UNIQUE + k, "name": name} for k, name in names.items()}
+        for scenario, names in grammar_of(timelines[0]).keysteps().items()
+    }
     for split, uids in splits.items():
         lines = [t for t in timelines if t["uid"] in set(uids)]
         atomic = {t["uid"]: [_annotator(t, first_pass(t)), _annotator(t, second_pass(t))] for t in lines}
@@ -204,8 +174,8 @@ def write_egoexo(folder: Path, timelines: Sequence[Timeline], splits: Mapping[st
         keysteps = {
             t["uid"]: {
                 "take_name": f"synthetic_{t['uid']}",
-                "scenario": scenario,
-                "segments": [_keystep(group, t["fps"], nouns) for group in visits(t)],
+                "scenario": grammars[t["uid"]].scenario(t),
+                "segments": [_keystep(visit, t["fps"]) for visit in grammars[t["uid"]].visits(t)],
             }
             for t in lines
         }
@@ -231,14 +201,13 @@ def _annotator(line: Timeline, rows: Sequence[tuple[int, str]]) -> dict[str, Any
     return {"rejected": False, "descriptions": entries}
 
 
-def _keystep(group: Sequence[dict[str, Any]], fps: str, nouns: Mapping[str, int]) -> dict[str, Any]:
-    name, number = _visit_text(group), nouns[action_of(group[0]).noun]
+def _keystep(visit: Visit, fps: str) -> dict[str, Any]:
     return {
-        "start_time": seconds(group[0]["approach"], fps),
-        "end_time": seconds(group[-1]["end"], fps),
-        "step_id": number,
-        "step_unique_id": 600 + number,
-        "step_name": name.capitalize(),
-        "step_description": f"{name}: " + ", ".join(action_of(s).label for s in group),
-        "is_essential": _relevance([s["verb"] for s in group]) == "essential",
+        "start_time": seconds(visit.acts[0]["approach"], fps),
+        "end_time": seconds(visit.acts[-1]["end"], fps),
+        "step_id": visit.number,
+        "step_unique_id": UNIQUE + visit.number,
+        "step_name": visit.text.capitalize(),
+        "step_description": f"{visit.text}: " + ", ".join(action_of(s).label for s in visit.acts),
+        "is_essential": visit.relevant == "essential",
     }

@@ -1,4 +1,6 @@
-"""The words of the synthetic kitchen: a step is a verb and a noun, a noun is a colour and a shape.
+"""The words of the synthetic set: an act is a verb and a noun, a noun is a colour and a shape.
+
+The grammar ``table`` is all of these: one task, in which any act follows any other. ``tasks`` has the full grammar.
 
 Every text the data set can hold comes from here, so that a vocabulary can be listed without making a clip.
 """
@@ -23,6 +25,17 @@ VERBS = {
     "wipe": Verb("wipe", "wipes", "cleans"),
     "fill": Verb("fill", "fills", "pours milk into"),
 }
+# What the grammar of tasks has besides; the table's verbs are drawn from ``VERBS`` alone.
+ALL_VERBS = VERBS | {
+    "place": Verb("place", "places", "puts down"),
+    "close": Verb("close", "closes", "covers"),
+    "stir": Verb("stir", "stirs", "mixes"),
+    "press": Verb("press", "presses", "pushes"),
+    "screw": Verb("screw", "screws", "tightens"),
+    "turn": Verb("turn", "turns", "rotates"),
+    "light": Verb("switch on", "switches on", "lights"),
+    "tap": Verb("hammer", "hammers", "knocks on"),
+}
 COLOURS = {"red": (214, 38, 38), "green": (38, 158, 62), "blue": (40, 84, 214), "yellow": (244, 208, 40)}
 SHAPES = ("cup", "box")
 TASK = "WorkAtTheTable"
@@ -45,30 +58,19 @@ class Action:
     @property
     def label(self) -> str:
         """COIN step label."""
-        return f"{VERBS[self.verb].base} the {self.noun}"
+        return f"{ALL_VERBS[self.verb].base} the {self.noun}"
 
     @property
     def narration(self) -> str:
         """Ego4D narration, with the tag of the camera wearer."""
-        return f"#C C {VERBS[self.verb].third} the {self.noun}"
+        return f"#C C {ALL_VERBS[self.verb].third} the {self.noun}"
 
     @property
     def paraphrase(self) -> str:
         """The same step in the second annotator's words."""
-        return f"#C C {VERBS[self.verb].other} the {self.noun}"
+        return f"#C C {ALL_VERBS[self.verb].other} the {self.noun}"
 
 
 def actions() -> list[Action]:
     """Every possible step, in a fixed order: the step ids of the exported COIN file."""
     return [Action(verb, colour, shape) for verb in VERBS for colour in COLOURS for shape in SHAPES]
-
-
-def sentences() -> list[str]:
-    """Every text of the COIN and Ego4D narration files, tags removed: what a vocabulary must cover."""
-    from vtskip.data.timeline import clean_text
-
-    steps = actions()
-    texts = [
-        t for a in steps for t in (clean_text(a.narration), clean_text(a.paraphrase), a.label, clean_text(a.label))
-    ]
-    return texts + [clean_text(text) for text in DISTRACTORS]

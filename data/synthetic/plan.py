@@ -4,6 +4,7 @@ A plan is a pure function of (seed, tier, clip number). Verb, colour and shape o
 uniformly, so that earlier narrations say nothing about the next one (a step only never repeats the one before it).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,6 +49,17 @@ class Step:
     away: int
 
 
+@dataclass(frozen=True)
+class Cue:
+    """A card that shows what a thing is, from frame ``start`` to ``end``; ``at`` is its centre."""
+
+    colour: str
+    shape: str
+    start: int
+    end: int
+    at: tuple[float, float]
+
+
 @dataclass
 class Plan:
     """One clip of ``frames`` source frames. ``fidgets`` are (start, end) of hand movements that touch nothing.
@@ -64,6 +76,11 @@ class Plan:
     fidgets: list[tuple[int, int]] = field(default_factory=list)
     tone: Tone | None = None
 
+    @property
+    def cues(self) -> Sequence[Cue]:
+        """Cards that are shown; the table's things show themselves."""
+        return ()
+
     def step_at(self, t: int) -> Step | None:
         """The step whose hand is in the picture at frame ``t``."""
         return next((s for s in self.steps if s.approach <= t < s.away), None)
@@ -76,7 +93,8 @@ def _draw(rng: np.random.Generator, previous: Action | None, rules: Rules, tone:
             return action
 
 
-def _thing(rng: np.random.Generator, colour: str, shape: str, at: tuple[float, float], jitter: float) -> Thing:
+def put(rng: np.random.Generator, colour: str, shape: str, at: tuple[float, float], jitter: float) -> Thing:
+    """A thing near a spot, which comes and goes on a side drawn at random."""
     x, y = (float(v + rng.uniform(-jitter, jitter)) for v in at)
     return Thing(colour, shape, x, y, side=int(rng.choice([-1, 1])))
 
@@ -93,7 +111,7 @@ def make_plan(uid: str, seed: tuple[int, ...], seconds: tuple[float, float], fps
     plan.tone = rules.tone(seed)
     for spot in SHELF:
         if rng.random() < 0.6:
-            plan.shelf.append(_thing(rng, str(rng.choice(list(COLOURS))), str(rng.choice(list(SHAPES))), spot, 0.03))
+            plan.shelf.append(put(rng, str(rng.choice(list(COLOURS))), str(rng.choice(list(SHAPES))), spot, 0.03))
     now, previous = 0, None
     while True:
         action = _draw(rng, previous, rules, plan.tone)
@@ -106,7 +124,7 @@ def make_plan(uid: str, seed: tuple[int, ...], seconds: tuple[float, float], fps
         if not stays:
             if previous is not None and previous.verb != "pick":
                 plan.things[-1].gone = now + SLIDE
-            plan.things.append(_thing(rng, action.colour, action.shape, FRONT, 0.04))
+            plan.things.append(put(rng, action.colour, action.shape, FRONT, 0.04))
             plan.things[-1].born = now if plan.steps else -SLIDE
         if gap > 11 and rng.random() < 0.3:
             plan.fidgets.append((now + SLIDE, now + gap))

@@ -1,8 +1,9 @@
 """Which parts of a frame tell what is done, and which move: moving or static x relevant or irrelevant.
 
-Relevant, from the hand's setting out to the end of the act, are the hand, its tool and the thing that is worked on; whether it
-moves is another matter. The arm, the retreat, the empty hand, things that slide in and out and the clock move and tell
-nothing. All else is static and irrelevant, the whole table under a moving camera included: motion is that of the scene.
+Relevant, from the hand's setting out to the end of the act, are the hand, its tool, the thing that is worked on and the card
+that shows what it is; whether it moves is another matter. The arm, the retreat, the empty hand, things that slide in and out
+and the clock move and tell nothing. All else is static and irrelevant, the whole table under a moving camera included: motion
+is that of the scene.
 
 The areas come from the renderer's own drawing, as boxes over intervals of frames; ``rasterise`` puts them on any grid.
 """
@@ -17,7 +18,7 @@ import numpy as np
 from vtskip._files import write_atomic
 from vtskip.data.synthetic.draw import Canvas, Colour, Point
 from vtskip.data.synthetic.levels import Level
-from vtskip.data.synthetic.plan import SLIDE, Plan, Thing
+from vtskip.data.synthetic.plan import SLIDE, Cue, Plan, Thing
 from vtskip.data.synthetic.render import CLOCK, Renderer
 
 KINDS = ("static_irrelevant", "moving_irrelevant", "static_relevant", "moving_relevant")
@@ -42,7 +43,7 @@ class _Layers(Canvas):
 
 
 class _Outlines(Renderer):
-    """The renderer on a canvas of layers: ``hand``, ``arm``, ``tool``, ``clock`` and ``thing0``, ``thing1``..."""
+    """The renderer on a canvas of layers: ``hand``, ``arm``, ``tool``, ``clock``, ``cue``, ``thing0``..."""
 
     def shapes(self, t: int) -> Shapes:
         canvas = _Layers()
@@ -64,6 +65,10 @@ class _Outlines(Renderer):
     def _clock(self, canvas: Canvas, at: Point, t: int) -> None:
         self._as(canvas, "clock")
         super()._clock(canvas, at, t)
+
+    def _cue(self, canvas: Canvas, cue: Cue) -> None:
+        self._as(canvas, "cue")
+        super()._cue(canvas, cue)
 
     def _hand(self, canvas: Canvas, palm: Point, closed: bool) -> None:
         self._as(canvas, "hand")
@@ -101,7 +106,7 @@ def _busy(plan: Plan, t: int) -> bool:
 def _boxes(outlines: _Outlines, t: int, now: Shapes, before: Shapes) -> Iterator[tuple[str, int, Box]]:
     """(layer, kind, box) of what is not static and irrelevant."""
     step = outlines.plan.step_at(t)
-    told = {"hand", "tool", f"thing{step.thing}"} if step and t < step.end else set()
+    told = {"hand", "tool", "cue", f"thing{step.thing}"} if step and t < step.end else set()
     for layer, shape in now.items():
         moves = layer not in before or not np.array_equal(shape, before[layer])
         kind = RELEVANT * (layer in told) + MOVING * moves

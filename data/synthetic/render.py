@@ -4,15 +4,30 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vtskip.data.synthetic.draw import Canvas, Colour, Point, texture, window
-from vtskip.data.synthetic.grammar import COLOURS
+from vtskip.data.synthetic.draw import Canvas, Colour, Point, add, mix, shade, texture, window
 from vtskip.data.synthetic.levels import DEFAULT, LEVELS, Camera, Level
-from vtskip.data.synthetic.plan import SLIDE, Plan, Step, Thing
+from vtskip.data.synthetic.plan import SLIDE, Cue, Plan, Step, Thing
+from vtskip.data.synthetic.things import DARK, MILK, PAINT, RADIUS, SMALL, STEEL, draw_body, draw_thing
 
 SKINS = ((238, 190, 158), (214, 160, 124), (176, 120, 86), (128, 84, 60))
-STEEL, DARK, MILK, CLOTH, HANDLE = (222, 228, 236), (20, 18, 20), (252, 252, 248), (120, 240, 244), (40, 36, 40)
+CLOTH, HANDLE, WOOD = (120, 240, 244), (40, 36, 40), (226, 140, 40)
 JUG, JUG_SIDE = (96, 64, 130), (66, 42, 96)
-RADIUS, SMALL, CLOCK = 0.19, 0.07, 0.08  # of a thing in front, on the shelf, of the clock
+CLOCK = 0.08  # radius
+CELL = 1 / 7  # side of a cell of the usual patch grid
+# Where the hand is while it does a verb, from its usual place, and how far it swings to either side.
+REACH: dict[str, tuple[Point, Point]] = {
+    "cut": ((0.0, 0.0), (0.0, 0.06)),
+    "wipe": ((0.0, -0.06), (0.08, 0.0)),
+    "open": ((0.2, 0.0), (0.0, 0.0)),
+    "fill": ((0.26, 0.0), (0.0, 0.0)),
+    "close": ((0.06, 0.0), (0.0, 0.03)),
+    "stir": ((0.08, 0.06), (0.05, 0.0)),
+    "press": ((-0.02, -0.06), (0.0, 0.02)),
+    "screw": ((0.12, 0.12), (0.02, 0.0)),
+    "turn": ((0.16, -0.02), (0.0, 0.08)),
+    "light": ((-0.24, 0.02), (0.0, 0.01)),
+    "tap": ((0.2, 0.1), (0.0, 0.06)),
+}
 
 
 class Renderer:
@@ -69,12 +84,22 @@ class Renderer:
             if start <= t < end:  # the empty hand shows at the lower edge and touches nothing
                 rise = float(np.sin(np.pi * (t - start + 1) / (end - start + 1)))
                 self._hand(canvas, (self.entry, 1.12 - 0.2 * rise), closed=False)
+        for cue in self.plan.cues:
+            if cue.start <= t < cue.end:
+                self._cue(canvas, cue)
+
+    def _cue(self, canvas: Canvas, cue: Cue) -> None:
+        """A card of two cells beside the thing: its colour, and its shape in black."""
+        x, y = cue.at
+        canvas.box((x, y), (0.95 * CELL, 0.46 * CELL), 0.0, MILK)
+        canvas.box((x - 0.5 * CELL, y), (0.38 * CELL, 0.36 * CELL), 0.0, PAINT[cue.colour])
+        draw_body(canvas, cue.shape, (x + 0.46 * CELL, y), 0.33 * CELL, DARK)
 
     def _clock(self, canvas: Canvas, at: Point, t: int) -> None:
         """Its hand goes round in two seconds and has nothing to do with what is done."""
         angle = np.pi * t / 10
         canvas.disc(at, CLOCK, MILK)
-        canvas.bar(at, _add(at, (0.8 * CLOCK * float(np.sin(angle)), -0.8 * CLOCK * float(np.cos(angle)))), 0.012, DARK)
+        canvas.bar(at, add(at, (0.8 * CLOCK * float(np.sin(angle)), -0.8 * CLOCK * float(np.cos(angle)))), 0.012, DARK)
 
     def _rest(self, canvas: Canvas, index: int, thing: Thing, t: int) -> None:
         """A thing nobody touches: it slides in, lies there with the trace of what was last done to it, and slides out."""
@@ -92,136 +117,85 @@ class Renderer:
             self._work(canvas, verb, thing, t - step.contact)
         elif t < step.contact:
             way = (t - step.approach + 1) / (step.contact - step.approach + 1)
-            self._tool(canvas, verb, _mix(home, near, way), working=False)
-            self._hand(canvas, _mix(home, near, way), closed=False)
+            if verb == "place":  # it comes with the hand
+                draw_thing(canvas, thing, add(mix(home, near, way), (-0.02, -0.24)), radius=RADIUS * 1.4, lifted=True)
+            self._tool(canvas, verb, mix(home, near, way), working=False)
+            self._hand(canvas, mix(home, near, way), closed=False)
         else:
             way = (t - step.end + 1) / (step.away - step.end)
             if verb == "pick":  # it leaves with the hand
-                place = _mix((thing.x, thing.y - 0.06), (thing.x, 1.3), way)
+                place = mix((thing.x, thing.y - 0.06), (thing.x, 1.3), way)
                 draw_thing(canvas, thing, place, radius=RADIUS * 1.4, lifted=True)
-                self._hand(canvas, _add(place, (0.02, 0.22)), closed=True)
+                self._hand(canvas, add(place, (0.02, 0.22)), closed=True)
             else:
-                self._tool(canvas, verb, _mix(near, home, way), working=False)
-                self._hand(canvas, _mix(near, home, way), closed=False)
+                self._tool(canvas, verb, mix(near, home, way), working=False)
+                self._hand(canvas, mix(near, home, way), closed=False)
 
     def _work(self, canvas: Canvas, verb: str, thing: Thing, since: int) -> None:
         """Each verb's own motion and change of state, ``since`` frames after the contact."""
         spot = (thing.x, thing.y)
         beat = float(np.sin(2 * np.pi * since / 4 + 0.8))
-        palm = _add(spot, (0.02, 0.19))
+        palm = add(spot, (0.02, 0.19))
         if verb == "pick":
-            spot = _add(spot, (0, -0.06))
+            spot = add(spot, (0, -0.06))
             draw_thing(canvas, thing, spot, radius=RADIUS * 1.4, lifted=True)
-            palm = _add(spot, (0.02, 0.22))
+            palm = add(spot, (0.02, 0.22))
         elif verb == "shake":
             for side in (-1, 1):
                 for far in (0.27, 0.34):
-                    edge = _add(spot, (side * far, 0))
-                    canvas.bar(_add(edge, (-side * 0.03, -0.12)), edge, 0.017, DARK)
-                    canvas.bar(_add(edge, (-side * 0.03, 0.12)), edge, 0.017, DARK)
-            spot = _add(spot, (0.05 * beat, 0))
+                    edge = add(spot, (side * far, 0))
+                    canvas.bar(add(edge, (-side * 0.03, -0.12)), edge, 0.017, DARK)
+                    canvas.bar(add(edge, (-side * 0.03, 0.12)), edge, 0.017, DARK)
+            spot = add(spot, (0.05 * beat, 0))
             draw_thing(canvas, thing, spot, angle=0.6 * beat)
-            palm = _add(spot, (0.02, 0.19))
+            palm = add(spot, (0.02, 0.19))
+        elif verb == "place":  # it is let down
+            draw_thing(canvas, thing, spot, radius=RADIUS * max(1.0, 1.3 - 0.06 * since), lifted=since < 4)
+            palm = add(spot, (0.02, 0.24))
         else:
             draw_thing(canvas, thing, spot, state=verb, strength=1.0)
-            shift = {"cut": (0.0, 0.06 * beat), "wipe": (0.08 * beat, -0.06), "open": (0.2, 0.0), "fill": (0.26, 0.0)}
-            palm = _add(palm, shift[verb])
+            (x, y), (dx, dy) = REACH[verb]
+            palm = add(palm, (x + dx * beat, y + dy * beat))
         self._tool(canvas, verb, palm, working=True)
         self._hand(canvas, palm, closed=True)
 
     def _tool(self, canvas: Canvas, verb: str, palm: Point, working: bool) -> None:
         """What the hand holds for a verb."""
         if verb == "wipe":
-            cloth = _add(palm, (0, -0.12))
+            cloth = add(palm, (0, -0.12))
             canvas.box(cloth, (0.20, 0.11), 0.1, CLOTH)
             canvas.box(cloth, (0.20, 0.012), 0.1, MILK)
         elif verb == "cut":
-            canvas.bar(_add(palm, (0, -0.05)), _add(palm, (-0.02, -0.42)), 0.038, HANDLE)
-            canvas.bar(_add(palm, (0, -0.10)), _add(palm, (-0.02, -0.42)), 0.03, STEEL)
+            canvas.bar(add(palm, (0, -0.05)), add(palm, (-0.02, -0.42)), 0.038, HANDLE)
+            canvas.bar(add(palm, (0, -0.10)), add(palm, (-0.02, -0.42)), 0.03, STEEL)
         elif verb == "fill":
-            jug = _add(palm, (-0.02, -0.2))
+            jug = add(palm, (-0.02, -0.2))
             if working:
-                canvas.bar(_add(jug, (-0.08, 0)), _add(jug, (-0.22, 0.04)), 0.04, MILK)
+                canvas.bar(add(jug, (-0.08, 0)), add(jug, (-0.22, 0.04)), 0.04, MILK)
             canvas.box(jug, (0.12, 0.15), -0.6 if working else 0.0, JUG_SIDE)
             canvas.box(jug, (0.08, 0.12), -0.6 if working else 0.0, JUG)
+        elif verb == "stir":
+            bowl = add(palm, (-0.12, -0.28))
+            canvas.bar(palm, bowl, 0.022, WOOD)
+            canvas.disc(bowl, 0.055, WOOD)
+        elif verb == "screw":
+            tip = add(palm, (-0.14, -0.26))
+            canvas.bar(mix(palm, tip, 0.3), tip, 0.014, STEEL)
+            canvas.bar(palm, mix(palm, tip, 0.45), 0.045, (250, 60, 160))
+        elif verb == "tap":
+            head = add(palm, (-0.16, -0.26))
+            canvas.bar(palm, head, 0.024, WOOD)
+            canvas.box(head, (0.12, 0.055), 0.5, HANDLE)
 
     def _hand(self, canvas: Canvas, palm: Point, closed: bool) -> None:
         """Arm from the lower edge with its sleeve, palm, and fingers: spread on the way, curled at work."""
         elbow = (self.entry + 0.4 * (palm[0] - self.entry), 1.25)
-        edge = _shade(self.skin, 0.8)
-        canvas.bar(_mix(palm, elbow, 0.5), elbow, 0.095, self.sleeve)
-        canvas.bar(palm, _mix(palm, elbow, 0.5), 0.06, self.skin)
+        edge = shade(self.skin, 0.8)
+        canvas.bar(mix(palm, elbow, 0.5), elbow, 0.095, self.sleeve)
+        canvas.bar(palm, mix(palm, elbow, 0.5), 0.06, self.skin)
         length = 0.09 if closed else 0.15
         for dx in (-0.06, -0.02, 0.02, 0.055) if closed else (-0.1, -0.04, 0.02, 0.08):
-            tip, root = _add(palm, (dx, -length)), _add(palm, (dx * 0.6, 0))
+            tip, root = add(palm, (dx, -length)), add(palm, (dx * 0.6, 0))
             canvas.bar(root, tip, 0.026, edge)
             canvas.bar(root, tip, 0.021, self.skin)
         canvas.disc(palm, 0.085, self.skin)
-
-
-def draw_thing(
-    canvas: Canvas,
-    thing: Thing,
-    at: Point,
-    state: str = "",
-    strength: float = 0.0,
-    radius: float = RADIUS,
-    angle: float = 0.0,
-    lifted: bool = False,
-) -> None:
-    """One object and what was done to it.
-
-    ``state`` is a verb, ``strength`` how much of its change shows: 1 while it is done, less for the trace that stays.
-    """
-    colour: Colour = COLOURS[thing.colour]
-    drop = 0.09 if lifted else 0.1 * radius
-    canvas.disc(_add(at, (drop, drop)), radius, (20, 18, 16), 0.5 if lifted else 0.3)
-    if state == "cut":
-        for side in (-1, 1):
-            _half(canvas, thing.shape, _add(at, (side * (0.06 + 0.12 * strength), 0)), radius, colour)
-        return
-    _body(canvas, thing.shape, at, radius, colour, 0.3 if state == "shake" else angle)
-    if state == "open":
-        canvas.disc(at, radius * (0.35 + 0.4 * strength), DARK)
-        if strength == 1:
-            canvas.disc(_add(at, (0.25, -0.02)), radius * 0.6, _shade(colour, 0.55))
-    elif state == "fill":
-        canvas.disc(at, radius * (0.3 + 0.4 * strength), MILK)
-    elif state == "wipe" and strength < 1:
-        canvas.bar(_add(at, (-0.07, -0.07)), _add(at, (0.0, -0.11)), 0.014, MILK, 0.9)
-
-
-def _body(canvas: Canvas, shape: str, at: Point, r: float, colour: Colour, angle: float) -> None:
-    """A cup is a rimmed disc with a handle, a box a square with a white ribbon across."""
-    if shape == "cup":
-        canvas.ring(
-            _add(at, (1.1 * r * float(np.cos(angle)), 1.1 * r * float(np.sin(angle)))), r * 0.4, r * 0.24, colour
-        )
-        canvas.disc(at, r, _shade(colour, 0.6))
-        canvas.disc(at, r * 0.84, colour)
-    else:
-        canvas.box(at, (r * 0.98, r * 0.98), angle, colour)
-        canvas.box(at, (r * 0.98, r * 0.2), angle, MILK)
-        canvas.box(at, (r * 0.2, r * 0.98), angle, MILK)
-
-
-def _half(canvas: Canvas, shape: str, at: Point, r: float, colour: Colour) -> None:
-    """One of the two pieces of a cut thing."""
-    if shape == "cup":
-        canvas.bar(_add(at, (0, -r * 0.55)), _add(at, (0, r * 0.55)), r * 0.5, _shade(colour, 0.6))
-        canvas.bar(_add(at, (0, -r * 0.55)), _add(at, (0, r * 0.55)), r * 0.36, colour)
-    else:
-        canvas.box(at, (r * 0.46, r * 0.98), 0.0, colour)
-        canvas.box(at, (r * 0.46, r * 0.2), 0.0, MILK)
-
-
-def _add(a: Point, b: Point) -> Point:
-    return a[0] + b[0], a[1] + b[1]
-
-
-def _mix(a: Point, b: Point, part: float) -> Point:
-    return a[0] + (b[0] - a[0]) * part, a[1] + (b[1] - a[1]) * part
-
-
-def _shade(colour: Colour, factor: float) -> Colour:
-    return colour[0] * factor, colour[1] * factor, colour[2] * factor

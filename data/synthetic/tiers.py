@@ -17,11 +17,13 @@ from vtskip.data.files import read_json, write_json
 from vtskip.data.synthetic.encode import content_hash, join_videos, write_video
 from vtskip.data.synthetic.export import write_coin, write_ego4d
 from vtskip.data.synthetic.export_ego import groups_of, join, write_egoexo, write_goalstep, write_lta
+from vtskip.data.synthetic.grammars import GRAMMARS, Grammar
 from vtskip.data.synthetic.holdout import Rules
 from vtskip.data.synthetic.levels import DEFAULT, LEVELS
-from vtskip.data.synthetic.plan import Plan, make_plan
+from vtskip.data.synthetic.plan import Plan
 from vtskip.data.synthetic.relevance import write_relevance
-from vtskip.data.synthetic.render import RADIUS, Renderer
+from vtskip.data.synthetic.render import Renderer
+from vtskip.data.synthetic.things import RADIUS
 from vtskip.errors import ConfigError, DataError, nearest
 
 RECIPE = 2  # raise it when the same seed no longer gives the same pictures or texts
@@ -31,13 +33,14 @@ LAST = "ego4d/fho_lta_taxonomy.json"  # written after all other annotations; a s
 
 @dataclass(frozen=True)
 class Tier:
-    """Clip counts per split, clip length in seconds, frame size in pixels."""
+    """Clip counts per split, clip length in seconds, frame size in pixels, and the grammar unless another is asked for."""
 
     train: int
     val: int
     test: int
     seconds: tuple[float, float]
     size: int = 160
+    grammar: str = "table"
 
     @property
     def clips(self) -> int:
@@ -47,8 +50,10 @@ class Tier:
 TIERS = {
     "smoke": Tier(train=8, val=2, test=2, seconds=(8, 12)),
     "small": Tier(train=96, val=8, test=16, seconds=(17, 20)),
-    "full": Tier(train=560, val=80, test=160, seconds=(20, 40)),
+    "full": Tier(train=560, val=80, test=160, seconds=(20, 40), grammar="tasks"),
+    "tasks": Tier(train=80, val=12, test=28, seconds=(20, 40), grammar="tasks"),
 }
+HARD = "test_hard"  # list in splits.json: those test clips whose things show what they are only on small cards
 
 
 def get_tier(name: str) -> Tier:
@@ -59,7 +64,7 @@ def get_tier(name: str) -> Tier:
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be made: a tier by its name, at a redundancy level, perhaps with a compositional hold-out.
+    """What is to be made: a tier by its name, at a redundancy level, perhaps with a compositional hold-out or another grammar.
 
     With a hold-out training and validation clips lack the held-out combinations, and test clips have nothing else. Raises
     ConfigError for an unknown name and a negative seed.
@@ -69,9 +74,13 @@ class Order:
     seed: int = 0
     level: str = DEFAULT
     holdout: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         get_tier(self.tier)
+        if self.grammar is not None and self.grammar not in GRAMMARS:
+            hint = f"{nearest(self.grammar, GRAMMARS)}; accepted: {', '.join(GRAMMARS)}"
+            raise ConfigError(f"unknown grammar {self.grammar!r}{hint}")
         Rules(self.holdout)
         if self.seed < 0:
             raise ConfigError(f"seed {self.seed}: accepted are 0 and larger")
@@ -84,23 +93,42 @@ class Order:
         return TIERS[self.tier]
 
     @property
+    def words(self) -> Grammar:
+        return GRAMMARS[self.grammar or self.spec.grammar]
+
+    @property
     def recipe(self) -> dict[str, Any]:
         """What a folder is recognised by; options left at their defaults are not in it."""
-        recipe = {"version": RECIPE, "tier": self.tier, "seed": self.seed, **asdict(self.spec)}
+        spec = asdict(self.spec)
+        usual = spec.pop("grammar")
+        grammar = self.grammar or usual
+        recipe = {"version": RECIPE, "tier": self.tier, "seed": self.seed, **spec}
         recipe["seconds"] = list(self.spec.seconds)
-        changed = {"level": self.level} if self.level != DEFAULT else {}
+        changed = {"grammar": grammar} if grammar != "table" else {}
+        changed |= {"level": self.level} if self.level != DEFAULT else {}
         return recipe | changed | ({"holdout": self.holdout} if self.holdout else {})
 
     @property
     def splits(self) -> dict[str, list[str]]:
         return splits_of(self.tier, self.spec)
 
+    @property
+    def lists(self) -> dict[str, list[str]]:
+        """``splits``, and the list of hard test clips where there are any."""
+        first = self.spec.train + self.spec.val
+        hard = [uid for n, uid in enumerate(self.splits["test"], first) if self.words.hard(self._seed(n))]
+        return self.splits | ({HARD: hard} if hard else {})
+
+    def rules(self, unseen: bool) -> Rules:
+        return Rules(self.holdout, unseen)
+
     def plan(self, number: int) -> Plan:
         """The plan of a clip by its number over all splits."""
-        unseen = number >= self.spec.train + self.spec.val
-        seed = (self.seed, list(TIERS).index(self.tier), number)
-        uid = f"{self.tier}-{number:04d}"
-        return make_plan(uid, seed, self.spec.seconds, FPS, Rules(self.holdout, unseen))
+        rules = self.rules(unseen=number >= self.spec.train + self.spec.val)
+        return self.words.plan(f"{self.tier}-{number:04d}", self._seed(number), self.spec.seconds, FPS, rules)
+
+    def _seed(self, number: int) -> tuple[int, ...]:
+        return self.seed, list(TIERS).index(self.tier), number
 
 
 def _clip(order: Order, number: int, out: Path) -> None:
@@ -120,6 +148,7 @@ def _clip(order: Order, number: int, out: Path) -> None:
             "size": size,
             "hash": content_hash(video),
             "steps": _steps(plan),
+            **order.words.facts(plan),
         },
     )
 
@@ -183,15 +212,16 @@ def make(
     workers: int | None = None,
     level: str = DEFAULT,
     holdout: str | None = None,
+    grammar: str | None = None,
 ) -> Path:
     """Write the tier to ``out`` and return that folder; does nothing where it is already complete.
 
     Holds ``videos/*.mp4``, ``coin/``, ``ego4d/``, ``egoexo/``, ``relevance/``, ``timelines/``, ``splits.json`` and
     ``manifest.json`` (seed, sizes and the hash of every clip's decoded frames). ``workers`` processes, by default one per
-    core. ``level``: of redundancy, see ``levels``; ``holdout``: see ``holdout``. Raises ConfigError for an unknown tier,
-    level or hold-out and for a folder that holds another set.
+    core. ``level``: of redundancy, see ``levels``; ``holdout``: see ``holdout``; ``grammar``: see ``grammars``. Raises
+    ConfigError for an unknown name and for a folder that holds another set.
     """
-    order, out = Order(tier, seed, level, holdout), Path(out)
+    order, out = Order(tier, seed, level, holdout, grammar), Path(out)
     try:
         return _make(order, out, progress, workers)
     except OSError as e:
@@ -214,7 +244,7 @@ def _make(order: Order, out: Path, progress: bool, workers: int | None) -> Path:
     write_coin(out / "coin", timelines, splits)
     write_ego4d(out / "ego4d", timelines)
     _write_others(out, order, timelines)
-    write_json(out / "splits.json", splits)
+    write_json(out / "splits.json", order.lists)
     clips = {t["uid"]: {"frames": t["frames"], "fps": t["fps"], "sha256": t["hash"]} for t in timelines}
     write_json(manifest, {"recipe": recipe, "clips": clips})
     return out

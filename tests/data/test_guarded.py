@@ -101,9 +101,9 @@ def _die(sample):
 def test_a_worker_that_dies_is_told_with_its_file(samples):
     guarded = Guarded(samples, _die)
     loader = DataLoader(guarded, batch_size=2, num_workers=1, collate_fn=list)
-    with pytest.raises(DataError, match=r"died while it was reading sample 'v4', .*v4\.mp4 \(DataLoader worker"):
-        with guarded.named():
-            list(loader)
+    told = r"died while it was reading sample 'v4', .*v4\.mp4 \(DataLoader worker"
+    with pytest.raises(DataError, match=told), guarded.named():
+        list(loader)
     with pytest.raises(RuntimeError, match="something else"), guarded.named():
         raise RuntimeError("something else")
 

@@ -9,8 +9,8 @@ from vtskip.data.files import read_json
 from vtskip.data.goalstep import read_goalstep
 from vtskip.data.lta import read_lta, read_taxonomy
 from vtskip.data.synthetic import make
-from vtskip.data.synthetic.export import action_of
-from vtskip.data.synthetic.export_ego import goalstep_segments, groups_of, join, visits
+from vtskip.data.synthetic.export_ego import goalstep_segments, groups_of, join
+from vtskip.data.synthetic.grammars import action_of, grammar_of
 from vtskip.data.synthetic.plan import make_plan
 from vtskip.data.timeline import clean_text
 from vtskip.data.video import read_frames
@@ -33,6 +33,10 @@ def _replies(sample):
 @pytest.fixture(scope="module")
 def lines(smoke):
     return {path.stem: read_json(path) for path in sorted((smoke / "timelines").iterdir())}
+
+
+def visits(line):
+    return [visit.acts for visit in grammar_of(line).visits(line)]
 
 
 def _told(steps, moment, text):

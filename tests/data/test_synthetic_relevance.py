@@ -8,7 +8,8 @@ from vtskip.data.synthetic.grammar import COLOURS
 from vtskip.data.synthetic.levels import LEVELS
 from vtskip.data.synthetic.plan import make_plan
 from vtskip.data.synthetic.relevance import KINDS, is_moving, is_relevant, rasterise, relevance
-from vtskip.data.synthetic.render import RADIUS, Renderer
+from vtskip.data.synthetic.render import Renderer
+from vtskip.data.synthetic.things import RADIUS
 
 GRID = (20, 20)
 SIZE = 80  # pixels: four by four per cell

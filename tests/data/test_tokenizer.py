@@ -2,14 +2,16 @@
 
 import pytest
 
-from vtskip.data.synthetic.grammar import sentences
+from vtskip.data.synthetic.grammars import GRAMMARS
 from vtskip.data.tokenizer import build_word_tokenizer, conversation_texts
 from vtskip.data.types import Sample
+
+SENTENCES = [text for grammar in GRAMMARS.values() for text in grammar.sentences()]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_word_tokenizer(sentences())
+    return build_word_tokenizer(SENTENCES)
 
 
 def _ids(tokenizer, text):
@@ -17,7 +19,7 @@ def _ids(tokenizer, text):
 
 
 def test_every_sentence_comes_back_exactly(tokenizer):
-    for text in sentences():
+    for text in SENTENCES:
         ids = _ids(tokenizer, text)
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True) == text
@@ -69,7 +71,7 @@ def test_unknown_words_and_saving(tokenizer, tmp_path):
 
 
 def test_the_vocabulary_does_not_depend_on_the_order_of_texts():
-    texts = sentences()
+    texts = SENTENCES
     assert build_word_tokenizer(texts).get_vocab() == build_word_tokenizer(reversed(texts)).get_vocab()
 
 

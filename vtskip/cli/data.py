@@ -22,7 +22,7 @@ def _group() -> None:
 def make(
     what: Annotated[str, typer.Argument(metavar="KIND", help="synthetic: clips with annotations in every format")],
     out: Annotated[Path, typer.Option("--out", help="folder to write; finished clips in it are kept")],
-    tier: Annotated[str, typer.Option("--tier", help="smoke (12 clips), small (120) or full (800)")] = "smoke",
+    tier: Annotated[str, typer.Option("--tier", help="smoke (12 clips), small or tasks (120), full (800)")] = "smoke",
     seed: Annotated[int, typer.Option("--seed", help="the same seed gives the same pictures and texts")] = 0,
     level: Annotated[
         str, typer.Option("--level", help="what changes between frames although nothing happens: L0 (nothing) to L4")
@@ -30,6 +30,13 @@ def make(
     holdout: Annotated[
         str | None,
         typer.Option("--holdout", help="keep for the test split: pairs, orders, looks or backgrounds"),
+    ] = None,
+    grammar: Annotated[
+        str | None,
+        typer.Option("--grammar", help="table (one task, any order) or tasks (12 tasks); by default the tier's own"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="processes, by default one per core; changes no clip")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -41,13 +48,14 @@ def make(
 
     if what != "synthetic":
         raise ConfigError(f"unknown data set {what!r}{nearest(what, ['synthetic'])}; accepted: synthetic")
-    folder = make_synthetic(tier, out, seed, level=level, holdout=holdout)
+    folder = make_synthetic(tier, out, seed, workers=workers, level=level, holdout=holdout, grammar=grammar)
     splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
     counts = {name: len(uids) for name, uids in splits.items()}
     if as_json:
         print(json.dumps({"out": str(folder), "tier": tier, "seed": seed, "clips": counts}))
         return
-    print(f"{folder}: {sum(counts.values())} clips ({', '.join(f'{n} {name}' for name, n in counts.items())})")
+    clips = sum(counts[name] for name in ("train", "val", "test"))  # other lists are parts of these
+    print(f"{folder}: {clips} clips ({', '.join(f'{n} {name}' for name, n in counts.items())})")
 
 
 @app.command()
