@@ -8,6 +8,7 @@ import vtskip
 from tests.methods_matrix import MATRIX
 from tests.tiny import FAMILIES
 from vtskip.runtime.slots import or_true
+from vtskip.runtime.unread import unread_of
 
 METHODS = pytest.mark.parametrize("row", MATRIX, ids=str)
 
@@ -106,3 +107,49 @@ def test_a_prompt_that_ends_in_vision_rows(row):
         with torch.no_grad(), vtskip.attach(llama, row.spec, lossless=on) as handle, handle.rows(vision):
             logits[on] = llama(input_ids=ids, logits_to_keep=9).logits
     assert (logits[True] - logits[False]).abs().max() <= 1e-12
+
+
+# ---------------------------------------------------------------- vision rows that no later layer reads
+
+
+class Skipping:
+    def __init__(self, skips):
+        self.skips_vision = skips
+
+
+@pytest.mark.parametrize(
+    ("skips", "unread"),
+    [
+        ("0000", ["none", "none", "none", "rest"]),
+        ("0011", ["none", "vision", "none", "rest"]),
+        ("0101", ["none", "none", "vision", "rest"]),
+        ("0110", ["none", "none", "none", "rest"]),
+        ("1111", ["none", "none", "none", "rest"]),
+    ],
+)
+def test_the_layer_before_vision_leaves(skips, unread):
+    assert unread_of([Skipping(True) if c == "1" else None for c in skips]) == unread
+
+
+@pytest.mark.parametrize(("spec", "last"), [({"name": "early_exit", "layer": 2}, 1), ("layer_skip", 2)], ids=str)
+def test_vision_rows_only_give_k_and_v_where_they_leave(model, family, spec, last):
+    batch = family.batch(["long", "short"])
+    text = int(batch["attention_mask"].sum()) - sum(sum(family.sample(kind)[2]) for kind in ("long", "short"))
+    found = []
+    for on in (True, False):
+        with torch.no_grad(), vtskip.attach(model, spec, lossless=on) as handle:
+            cache = DynamicCache(config=model.config)
+            logits = model(**batch, past_key_values=cache, logits_to_keep=1).logits
+            found.append((logits, cache.layers[last], handle.report()))
+            handle.reset()
+            whole = model(**batch).logits
+            rows = handle.report().layers[last].attend  # all logits are asked for, those of vision rows too
+            assert rows >= int(batch["attention_mask"].sum())
+    (ours, layer, report), (theirs, other, full) = found
+    assert (ours - theirs).abs().max() <= family.tolerance and (whole[:, -1:] - theirs).abs().max() <= family.tolerance
+    real = content(layer, batch["attention_mask"].bool())
+    keys, expected = (x.keys.transpose(1, 2)[real] for x in (layer, other))
+    assert (keys - expected).abs().max() <= family.tolerance
+    assert text <= report.layers[last].attend == report.layers[last].ffn <= 2 * text
+    assert report.layers[last].kept == 1.0 and report.layers[last].expose >= int(batch["attention_mask"].sum())
+    assert report.flops_full < full.flops_full

@@ -54,7 +54,9 @@ class AskedRows:
         if source is None or labels.dim() != 2 or labels.shape != source.shape[:2] or is_compiled(module):
             return None
         own = getattr(type(module), "picks_labelled_rows", False)  # and its labels are shifted already
-        if not own and (inputs.get(COLUMNS) or inputs.get("shift_labels") is not None or not stock_loss(module)):
+        columns = inputs.get(COLUMNS)
+        whole = columns is None or (type(columns) is int and columns == 0)
+        if not own and not (whole and inputs.get("shift_labels") is None and stock_loss(module)):
             return None
         labelled = labels.ne(IGNORED).cpu().numpy()
         if not own:
