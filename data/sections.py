@@ -12,7 +12,8 @@ SECTIONS = ("data", "validation")
 
 
 def data_sections(config: str | Path, overrides: Sequence[str] = ()) -> dict[str, DataConfig]:
-    """``data`` and, where there is one, ``validation`` of a YAML file or of a shipped ``configs/data/NAME.yaml``.
+    """``data`` and, where there is one, ``validation`` of a YAML file or of a shipped ``configs/data/NAME.yaml``; of a list of
+    data sets ``data.0``, ``data.1`` and so on.
 
     Raises ConfigError for an unknown name, a file without such a section, or a fault in one.
     """
@@ -30,6 +31,8 @@ def data_sections(config: str | Path, overrides: Sequence[str] = ()) -> dict[str
         return {"data": parse(DataConfig, apply_overrides(values, list(overrides), DataConfig), str(path))}
     apply_overrides(values, list(overrides))
     found = {key: values[key] for key in SECTIONS if isinstance(values.get(key), dict)}
+    for i, part in enumerate(values["data"] if isinstance(values.get("data"), list) else []):  # of several data sets
+        found[f"data.{i}"] = {k: v for k, v in part.items() if k != "weight"} if isinstance(part, dict) else part
     if not found:
         raise ConfigError(f"{path}: neither a data section ('data') nor one itself ('kind')")
     return {key: parse(DataConfig, section, f"{path}: {key}") for key, section in found.items()}

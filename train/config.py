@@ -43,7 +43,8 @@ class TrainConfig(StrictModel):
         data: what is learned: one data set, or a list of them with a ``weight`` each.
         validation: scored every ``eval_every`` steps and at the end.
         max_tokens: longer conversations are cut behind it; None is no limit.
-        deepspeed: JSON file; run it under ``--nproc``, ``torchrun``, ``deepspeed`` or ``accelerate launch``.
+        deepspeed: JSON file, or the name of a shipped one (``zero2``); needs ``--nproc``, ``torchrun``, ``deepspeed`` or
+            ``accelerate launch``.
         precision: bf16 is autocast on a GPU, with frozen weights held in bf16 beside ``lora``; on a CPU it is emulated and slow.
         cache_frames: decoded frames kept in memory per process.
         sampling, keep_warmup, watch: which samples share a batch, ``keep`` over the first steps, what is measured.

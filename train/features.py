@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from vtskip.config import load_config
 from vtskip.data.config import iterate
 from vtskip.data.features import FeatureCache, FeatureSpec
 from vtskip.data.sections import data_sections
 from vtskip.errors import ConfigError, DataError, nearest
 from vtskip.models.encoder_facts import encoder_facts
-from vtskip.streaming.loading import load_stream
+from vtskip.streaming.loading import load_stream, pick_device
 from vtskip.streaming.model import LlavaStream
 from vtskip.train.config import TrainConfig
 
@@ -56,13 +57,15 @@ def fill_sections(
 ) -> dict[str, Any]:
     """Make the features of every video in the configuration's data sections, and count.
 
+    model: folder of a StreamingLlava, or the YAML file of a run, whose pretrained tower it is.
+
     A fault of a video stops the work unless its section says ``on_error: skip``. Raises VtskipError.
     """
     sections = data_sections(config, overrides)
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}{nearest(dtype, DTYPES)}; accepted: {', '.join(DTYPES)}")
-    checkpoint = load_stream(model, device)
-    stream, facts = LlavaStream(checkpoint.model), encoder_facts(checkpoint.model)
+    tower = tower_of(model).to(pick_device(device)) if Path(model).is_file() else load_stream(model, device).model
+    stream, facts = LlavaStream(tower), encoder_facts(tower)
     counts: Counter[str] = Counter()
     faults: list[str] = []
     folder = None
@@ -83,3 +86,31 @@ def fill_sections(
         videos = dict.fromkeys(path for sample in iterate(section) for path, _ in sample.clips)
         cache.fill(videos, stream.encode, done, batch)
     return {"folder": str(folder), **{k: counts[k] for k in ("made", "kept", "failed")}, "faults": faults}
+
+
+def tower_of(path: str) -> Any:
+    """A StreamingLlava with the pretrained tower of a run's YAML file and no language model to speak of.
+
+    Raises ConfigError where the file names no pretrained tower: random weights would be other ones in the run.
+    """
+    from vtskip.models.streaming_llava import StreamingLlava, StreamingLlavaConfig
+
+    recipe = load_config(TrainConfig, path).model
+    if recipe.checkpoint is not None:
+        return load_stream(recipe.checkpoint, "cpu").model
+    if not recipe.vision_pretrained:
+        raise ConfigError(
+            f"{path}: model.vision_pretrained is not given, so there is no tower to make features with yet"
+        )
+    small = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = StreamingLlavaConfig(
+        vision=recipe.vision,
+        vision_pretrained=recipe.vision_pretrained,
+        image_size=recipe.image_size,
+        cls_token=recipe.cls_token,
+        pool=list(recipe.pool) if recipe.pool else None,
+        text_config=small | {"num_attention_heads": 1, "vocab_size": 8},
+    )
+    model = StreamingLlava(config)
+    model.load_vision()
+    return model

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vtskip._shipped import file_or_shipped
 from vtskip.errors import ConfigError
 from vtskip.train.checkpoints import checkpoints
 from vtskip.train.config import TrainConfig
@@ -72,6 +73,7 @@ def train(
             "loss": next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), None),
             "seconds": round(time.monotonic() - start, 2),
             "samples": len(samples),
+            "broken": len(trainer.broken_samples()),
             "trained_parameters": count(model)[0],
         } | (final_evaluation(trainer) if held_out else {})
 
@@ -84,10 +86,13 @@ def final_evaluation(trainer: Any) -> dict[str, float]:
 
 
 def read_deepspeed(config: TrainConfig) -> dict[str, Any] | None:
-    """The DeepSpeed settings in a JSON file. Raises ConfigError if it is missing, damaged or would write no model."""
-    path = config.deepspeed
-    if path is None:
+    """The DeepSpeed settings in a JSON file, or in a shipped one by its name (``zero2``).
+
+    Raises ConfigError if it is missing, damaged or would write no model.
+    """
+    if config.deepspeed is None:
         return None
+    path = file_or_shipped(config.deepspeed, "deepspeed")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:

@@ -23,8 +23,8 @@ class ModelRecipe(StrictModel):
             token ids of ``llava`` and ``messages`` data and of questions about clips.
         revision, attention: of ``pretrained``: a branch or commit; ``sdpa``, ``flash_attention_2``, ``eager``.
         processor: options of its processor, for example ``max_pixels``. chat_template: a file in place of its own.
-        connector: ``new``, or a safetensors file with the weights of ``pretrained``'s connector. With ``lm`` and this a second
-            stage starts from a plain language model, as LLaVA's does.
+        connector: ``new``, or a file (safetensors, or a published ``mm_projector.bin``) with the connector's weights. With
+            ``lm`` and this a second stage starts from a plain language model, as LLaVA's does.
         checkpoint: folder of a StreamingLlava (``vtskip train`` or ``save_pretrained``); the other keys are then its own.
         vision: name of an open_clip model, or a dict of its ``vision_cfg`` keys.
         vision_pretrained: published tag or local file; None starts from random weights.

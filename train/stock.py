@@ -1,12 +1,13 @@
 """Stock Hugging Face models of the supported families as a starting point: model and processor, by id or folder."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from vtskip.errors import ConfigError, one_line
 from vtskip.loading import read_config
@@ -71,7 +72,7 @@ def take_language_model(model: Any, source: str) -> None:
 
 
 def start_connector(model: nn.Module, source: str) -> None:
-    """``new`` random weights, or those in a safetensors file, by the names in the model or their ends. Raises ConfigError."""
+    """``new`` random weights, or those in a file, by the names in the model, their ends, or their order. Raises ConfigError."""
     own = {name: p for name, p in model.named_parameters() if part_of(name) == "connector"}
     if source == "new":
         modules = {name.rpartition(".")[0] for name in own}
@@ -80,21 +81,30 @@ def start_connector(model: nn.Module, source: str) -> None:
             if callable(reset):
                 reset()
         return
-    try:
-        given = load_file(source)
-    except (OSError, SafetensorError) as e:
-        raise ConfigError(
-            f"model.connector {source!r}: not a safetensors file ({one_line(e)}); accepted: new, a file"
-        ) from None
-    for name, parameter in own.items():
-        found = [t for key, t in given.items() if name == key or name.endswith(f".{key}") or key.endswith(f".{name}")]
-        if len(found) != 1 or found[0].shape != parameter.shape:
-            shapes = [list(t.shape) for t in found]
+    given = read_tensors(source)
+    named = [[k for k in given if name == k or name.endswith(f".{k}") or k.endswith(f".{name}")] for name in own]
+    if not any(named) and [t.shape for t in given.values()] == [p.shape for p in own.values()]:
+        named = [[key] for key in given]  # another name for each, in the same order: the releases number their layers
+    for (name, parameter), found in zip(own.items(), named):
+        if len(found) != 1 or given[found[0]].shape != parameter.shape:
+            there = [f"{key} {list(given[key].shape)}" for key in found or given]
             raise ConfigError(
-                f"model.connector {source}: {name} {list(parameter.shape)} is there as {shapes or 'nothing'}"
+                f"model.connector {source}: {name} {list(parameter.shape)} is not there once, but {there}"
             )
         with torch.no_grad():
-            parameter.copy_(found[0])
+            parameter.copy_(given[found[0]])
+
+
+def read_tensors(path: str) -> dict[str, Tensor]:
+    """Of a safetensors file, or of torch's own kind without running what is pickled in it. Raises ConfigError."""
+    try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, SafetensorError, RuntimeError, EOFError, TypeError, ValueError, UnpicklingError) as e:
+        raise ConfigError(
+            f"model.connector {path!r}: no file of tensors ({one_line(e)[:200]}); accepted: new, a file"
+        ) from None
 
 
 def family_name(model: nn.Module) -> str:
