@@ -154,7 +154,7 @@ def first_step(model: Any, batch: dict[str, Tensor], config: TrainConfig) -> dic
         with torch.autocast(device, torch.bfloat16, enabled=half):
             loss = model(**moved(batch, model)).loss
         loss.backward()
-        value = float(loss)
+        value = loss.detach().item()
         seconds = time.monotonic() - start
     if not math.isfinite(value):
         raise DataError(f"the first batch has loss {value}")
@@ -162,8 +162,8 @@ def first_step(model: Any, batch: dict[str, Tensor], config: TrainConfig) -> dic
     norms = {name: p.grad.norm() for name, p in learns.items() if p.grad is not None}
     return {
         "loss": value,
-        "gradient_norm": float(torch.stack([*norms.values()]).norm()),
-        "without_gradient": [name for name in learns if name not in norms or not float(norms[name])],
+        "gradient_norm": torch.stack([*norms.values()]).norm().item(),
+        "without_gradient": [name for name in learns if name not in norms or not norms[name].item()],
         "seconds": seconds,
         "tokens": int(batch["attention_mask"].sum()),
     }

@@ -74,6 +74,7 @@ def take_language_model(model: Any, source: str) -> None:
 def start_connector(model: nn.Module, source: str) -> None:
     """``new`` random weights, or those in a file, by the names in the model, their ends, or their order. Raises ConfigError."""
     own = {name: p for name, p in model.named_parameters() if part_of(name) == "connector"}
+    own = {name: p for name, p in own.items() if name.endswith((".weight", ".bias"))}  # a lone row (a newline's) stays
     if source == "new":
         modules = {name.rpartition(".")[0] for name in own}
         for module in (model.get_submodule(name) for name in sorted(modules)):

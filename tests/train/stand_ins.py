@@ -57,11 +57,11 @@ def language_model(folder: Path, texts: list[str] = TEXTS, **sizes) -> Path:
     return folder
 
 
-def llava(folder: Path, texts: list[str] = TEXTS) -> Path:
+def llava(folder: Path, texts: list[str] = TEXTS, layers: int = 4) -> Path:
     """LLaVA-1.5: a CLIP tower of 32 pixels, 16 rows per image."""
     words = tokenizer("<image>", texts=texts)
     ids = {"pad_token_id": words.pad_token_id, "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
-    text = hf.LlamaConfig(vocab_size=len(words), **SIZES, **ids)
+    text = hf.LlamaConfig(vocab_size=len(words), **{**SIZES, "num_hidden_layers": layers}, **ids)
     image = words.convert_tokens_to_ids("<image>")
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(**TOWER, image_size=32),
@@ -85,13 +85,13 @@ def llava(folder: Path, texts: list[str] = TEXTS) -> Path:
     return folder
 
 
-def llava_next(folder: Path, texts: list[str] = TEXTS) -> Path:
+def llava_next(folder: Path, texts: list[str] = TEXTS, layers: int = 4) -> Path:
     """LLaVA-NeXT: a whole view and tiles of 32 pixels."""
     words, grids = tokenizer("<image>", texts=texts), [[32, 64], [64, 32], [64, 64]]
     ids = {"pad_token_id": words.pad_token_id, "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
     config = hf.LlavaNextConfig(
         vision_config=hf.CLIPVisionConfig(**TOWER, image_size=32),
-        text_config=hf.LlamaConfig(vocab_size=len(words), **SIZES, **ids),
+        text_config=hf.LlamaConfig(vocab_size=len(words), **{**SIZES, "num_hidden_layers": layers}, **ids),
         image_token_id=words.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=grids,
     )
