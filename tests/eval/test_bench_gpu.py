@@ -1,0 +1,88 @@
+"""The script for a GPU in its CPU form: every case and kernel of the shipped file, in tiny sizes."""
+
+import functools
+from pathlib import Path
+
+import pytest
+
+import vtskip.eval.bench as bench
+from vtskip.config import parse, read_yaml
+from vtskip.errors import ConfigError
+from vtskip.eval.bench import machine
+from vtskip.eval.bench.config import KernelCase
+from vtskip.eval.bench.kernels import compare, packed_rows
+from vtskip.eval.bench.picture import picture
+from vtskip.eval.bench.tables import roofline
+
+FILE = Path(__file__).resolve().parents[2] / "configs/bench/gpu.yaml"
+NARROW = dict(hidden=32, ffn=48, heads=2, kv_heads=1, vocab=16, vision_rows=24, text_rows=6, rounds=1, decode_rows=1)
+
+
+@pytest.fixture(scope="module")
+def record():
+    values = read_yaml(FILE)
+    for case in values["cases"]:
+        case |= NARROW | {"frames": 2, "layers": 4}
+        case["train_rounds"] = min(1, case.get("train_rounds", 1))
+        case["batch"] = min(2, case["batch"])
+    for kernel in values["kernels"]:
+        runs = min(4, kernel.get("runs", 1))
+        asked = {"queries": 2 * runs, "runs": runs} if "queries" in kernel else {}
+        kernel |= {"rows": 40, "heads": 2, "kv_heads": 1, "head_dim": 16, "rounds": 1} | asked
+    config = parse(bench.BenchConfig, values | {"device": "cpu", "dtype": "float32"}, str(FILE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "measure", functools.partial(machine.measure, size=64))
+        return bench.run(config)
+
+
+def test_every_case_has_every_row(record):
+    asked = [len(c["methods"]) + len(c.get("masked", [])) for c in read_yaml(FILE)["cases"]]
+    for case, methods in zip(record["cases"], asked):
+        names = [row["name"] for row in case["methods"]]
+        assert len(names) + len(case["left_out"]) == 2 + 3 + methods
+        assert len(case["full_depth"]["rows"]) < len(names)
+
+
+def test_training_is_measured_with_and_without_checkpointing(record):
+    first, next_, video, qwen = (case["methods"][-1] for case in record["cases"])
+    assert first["checkpointed_ms"] and video["checkpointed_ms"] and video["train_ms"]
+    assert next_["train_ms"] and next_["checkpointed_ms"] is None and qwen["train_ms"] is None
+    assert set(first["peak_bytes"]) == {"prefill", "train", "checkpointed"}
+
+
+def test_frozen_weights_get_no_gradient(record):
+    """With ``trained: inputs`` the step holds no gradients of the weights."""
+    peaks = [next(r for r in record["cases"][i]["methods"] if r["name"] == "dense")["peak_bytes"] for i in (0, 2)]
+    assert peaks[1]["train"] < peaks[0]["train"] / 1.5
+
+
+def test_kernels_agree_or_say_why_they_cannot(record):
+    equal, _, few, runs = record["kernels"]
+    for case in (equal, few, runs):
+        found = {row["kernel"]: row for row in case["kernels"]}
+        assert set(found) == {"torch flash", "flash", "torch", "triton", "sdpa"}
+        assert found["sdpa"]["error"] < 1e-5 and found["sdpa"]["both_ms"] > 0
+        assert all("reason" in row or row["error"] < 1e-5 for row in found.values())
+    assert all(row["reason"] for row in few["kernels"] if row["kernel"] in ("flash", "torch"))
+
+
+def test_rows_of_a_kernel_case():
+    rows = packed_rows(KernelCase(name="a", batch=2, rows=12, queries=4, runs=2), "cpu")
+    assert rows.lens_q == (4, 4) and rows.q_pos.tolist() == [4, 5, 10, 11] * 2
+    assert [tuple(s) for s in rows.segments][:2] == [(0, 2, 0, 6), (2, 4, 0, 12)]
+    import torch
+
+    forward = compare(
+        KernelCase(name="b", heads=2, kv_heads=2, head_dim=8, rows=6, backward=False, rounds=1), "cpu", torch.float32
+    )
+    assert "both_ms" not in next(row for row in forward["kernels"] if row["kernel"] == "sdpa")
+
+
+def test_tables_and_picture(record):
+    text = bench.markdown(record)
+    assert "**LLaVA-1.5-7B**" in text and "| equal rows, 8 x 634 | `sdpa` |" in text
+    assert "share of matrix" in roofline(record)
+    png = picture(record)
+    assert png.startswith(b"\x89PNG") and len(png) > 20000
+    with pytest.raises(ConfigError, match="has tables"):
+        picture({"kind": "bench_stream"})
