@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from vtskip._files import replacing, write_atomic
+from vtskip.data.files import read_json, write_json
 from vtskip.data.synthetic.encode import write_video
 from vtskip.data.synthetic.plan import make_plan
 from vtskip.data.synthetic.render import Renderer
 from vtskip.errors import ConfigError
 
 NTSC = Fraction(30000, 1001)
-BROKEN = ("truncated", "empty")
+BROKEN = ("truncated", "empty", "text")
+NOTE = "damaged.json"
+PAGE = b"<html><title>404 Not Found</title></html>\n"
 ODD = ("b_frames", "wide", "single", "audio")
 
 
@@ -21,7 +24,7 @@ def write_odd(folder: Path, seed: int = 0) -> dict[str, Path]:
     """One short clip of every kind in ``ODD`` and ``BROKEN``, ``{kind}.mp4``. Those of ``ODD`` can be read.
 
     ``b_frames``: 29.97 frames per second with B-frames. ``wide``: 320 x 180. ``single``: one frame. ``audio``: with a sound
-    track. ``truncated``: the first two thirds of a file. ``empty``: no bytes.
+    track. ``truncated``: the first two thirds of a file. ``empty``: no bytes. ``text``: an answer of a web server.
     """
     plan = make_plan("odd", (seed, 99), (4, 5))
     renderer = Renderer(plan, 96)
@@ -34,6 +37,7 @@ def write_odd(folder: Path, seed: int = 0) -> dict[str, Path]:
     _write_audio(paths["audio"], paths["truncated"])
     _break(paths["truncated"], "truncated")
     write_atomic(paths["empty"], b"")
+    write_atomic(paths["text"], PAGE)
     return paths
 
 
@@ -69,7 +73,7 @@ def _write_audio(path: Path, source: Path) -> None:
 
 def _break(path: Path, kind: str) -> None:
     data = path.read_bytes()
-    write_atomic(path, data[: 2 * len(data) // 3] if kind == "truncated" else b"")
+    write_atomic(path, {"truncated": data[: 2 * len(data) // 3], "empty": b"", "text": PAGE}[kind])
 
 
 def damage(folder: Path, share: float, seed: int = 0) -> dict[str, str]:
@@ -89,4 +93,21 @@ def damage(folder: Path, share: float, seed: int = 0) -> dict[str, str]:
         path, kind = videos[index], BROKEN[number % len(BROKEN)]
         _break(path, kind)
         broken[path.name] = kind
+    return broken
+
+
+def damage_set(root: Path, share: float, seed: int = 0) -> dict[str, str]:
+    """``damage`` for the clips of a set that ``make`` wrote, once: ``damaged.json`` tells what is broken and how.
+
+    Done again it changes nothing. Raises ConfigError where the set is damaged otherwise, and as ``damage`` does.
+    """
+    wanted = {"share": share, "seed": seed}
+    if (root / NOTE).is_file():
+        held = read_json(root / NOTE)
+        broken = dict(held.pop("broken"))
+        if held != wanted:
+            raise ConfigError(f"{root}: is damaged already, with {held}; make another set for {wanted}")
+        return broken
+    broken = damage(root / "videos", share, seed)
+    write_json(root / NOTE, wanted | {"broken": broken})
     return broken

@@ -5,13 +5,22 @@ from pathlib import Path
 import pytest
 
 from tests.data.gray import gray_clip, two_colours
-from vtskip.data.synthetic import make
+from vtskip.data.synthetic import TIERS, make
+from vtskip.data.synthetic.tiers import Tier
 
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smoke tier with seed 0."""
     return make("smoke", tmp_path_factory.mktemp("smoke"), seed=0, progress=False, workers=2)
+
+
+@pytest.fixture(scope="session")
+def tasked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tier tasks with seed 0, cut to eight small clips; of those for testing one is hard."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TIERS, "tasks", Tier(train=3, val=1, test=4, seconds=(20, 40), size=64, grammar="tasks"))
+        return make("tasks", tmp_path_factory.mktemp("tasks"), progress=False, workers=2)
 
 
 @pytest.fixture(scope="session")

@@ -38,24 +38,32 @@ def make(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="processes, by default one per core; changes no clip")
     ] = None,
+    damage: Annotated[
+        float | None, typer.Option("--damage", help="break this share of the videos, to see what a run makes of it")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate a data set of real video files with annotations in the formats of the public sets."""
     import json
 
     from vtskip.data.synthetic import make as make_synthetic
+    from vtskip.data.synthetic.damage import damage_set
     from vtskip.errors import ConfigError, nearest
 
     if what != "synthetic":
         raise ConfigError(f"unknown data set {what!r}{nearest(what, ['synthetic'])}; accepted: synthetic")
     folder = make_synthetic(tier, out, seed, workers=workers, level=level, holdout=holdout, grammar=grammar)
+    broken = {} if damage is None else damage_set(folder, damage, seed)
     splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
     counts = {name: len(uids) for name, uids in splits.items()}
     if as_json:
-        print(json.dumps({"out": str(folder), "tier": tier, "seed": seed, "clips": counts}))
+        told = {"damaged": broken} if broken else {}
+        print(json.dumps({"out": str(folder), "tier": tier, "seed": seed, "clips": counts} | told))
         return
     clips = sum(counts[name] for name in ("train", "val", "test"))  # other lists are parts of these
     print(f"{folder}: {clips} clips ({', '.join(f'{n} {name}' for name, n in counts.items())})")
+    for name, kind in broken.items():
+        print(f"  {name}: {kind}")
 
 
 @app.command()
