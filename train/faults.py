@@ -16,13 +16,17 @@ from transformers import TrainerCallback
 
 from vtskip._files import write_atomic
 from vtskip.errors import ModelError, VtskipError
+from vtskip.train.options import BAD_BATCHES
 
-FOLDER = "bad_batches"
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(VtskipError):
-    """A signal ended the run after its state was saved."""
+    """A signal ended the run after its state was saved; the program's exit code says which, as a shell would."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 class LossGuard:
@@ -51,7 +55,7 @@ class LossGuard:
         (loss, batch, origin, step), self.last = self.last, None
         if bool(torch.isfinite(loss)):
             return
-        path = self.out / FOLDER / f"step_{step}_process_{self.rank}.safetensors"
+        path = self.out / BAD_BATCHES / f"step_{step}_process_{self.rank}.safetensors"
         tensors = {k: v.detach().cpu().contiguous() for k, v in batch.items() if torch.is_tensor(v)}
         facts = {"step": step, "process": self.rank, "loss": str(loss.item()), **origin}
         write_atomic(path, save(tensors))
@@ -106,5 +110,6 @@ class StopSignals(TrainerCallback):
         if self.stopped:
             raise Interrupted(
                 f"{out}: stopped by {signal.Signals(self.number).name} after step {step}, which is saved; start it again "
-                "with --resume to go on from there"
+                "with --resume auto to go on from there",
+                self.number,
             )

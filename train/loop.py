@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch.distributed as dist
@@ -75,7 +76,12 @@ class RunTrainer(Trainer):
         else:
             self.resumed = checkpoint
             with self.signals.listening():
-                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                try:
+                    self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                except UnpicklingError as e:  # torch.load takes tensors and plain values only
+                    raise CheckpointError(
+                        f"{checkpoint}: more than numbers in it, so it is not read ({one_line(e)})"
+                    ) from None
             self.signals.raise_if_stopped(self.out, self.state.global_step)
         self.save_finished()
 
@@ -132,6 +138,8 @@ class RunTrainer(Trainer):
             if self.probe is not None:
                 with self.watcher.pause():
                     logs |= self.probe.measure(unwrap(self.model), self.args.device)
+            if faults := self.broken_samples():
+                logs["broken"] = len(faults)
         super().log(logs, start_time)
 
     def _reduce(self, values: Tensor, how: str) -> Tensor:
@@ -199,7 +207,9 @@ class RunTrainer(Trainer):
         except Exception as e:
             good = checkpoints(self.out)
             rest = (
-                f"the last good one is {good[-1]}: --resume goes on from there" if good else "there is none before it"
+                f"the last good one is {good[-1]}: --resume auto goes on from there"
+                if good
+                else "there is none before it"
             )
             raise CheckpointError(f"{self.out}: {what} could not be saved ({one_line(e)}); {rest}") from e
         finally:

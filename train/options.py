@@ -8,6 +8,7 @@ from vtskip.config import StrictModel
 from vtskip.schedules import Keep
 
 Count = Annotated[int, Field(ge=1)]
+BAD_BATCHES = "bad_batches"  # folder in a run's folder: batches whose loss was no number
 
 
 class Sampling(StrictModel):

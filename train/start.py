@@ -15,7 +15,9 @@ from vtskip.errors import ConfigError, nearest
 from vtskip.train.checkpoints import STAGE, checkpoints
 from vtskip.train.config import TrainConfig
 from vtskip.train.locks import LOCK_NAME
+from vtskip.train.options import BAD_BATCHES
 
+OURS = {LOCK_NAME, BAD_BATCHES}  # what may lie in a folder that counts as empty, and outlives a run that failed
 CONFIG_NAME, LOG_NAME = "train_config.yaml", "train_log.jsonl"
 RESUME = ("auto", "never")
 EARLY = {CONFIG_NAME, LOG_NAME, STAGE, "broken.jsonl", "pictures", "tensorboard"}  # what a run writes before it
@@ -73,7 +75,7 @@ def held_by(config: TrainConfig) -> list[str]:
         raise ConfigError(f"out {out}: is a file; accepted: a folder, new or empty")
     sources = [*config.sources, *([config.validation] if config.validation else [])]
     roots = [d.root.resolve() for d in sources if d.root is not None]
-    entries = [p for p in out.iterdir() if p.name != LOCK_NAME] if out.exists() else []
+    entries = [p for p in out.iterdir() if p.name not in OURS] if out.exists() else []
     return sorted(p.name for p in entries if not any(root.is_relative_to(p.resolve()) for root in roots))
 
 
@@ -138,7 +140,7 @@ def write_config(config: TrainConfig) -> None:
 def forget(out: Path, before: set[Path]) -> None:
     """Remove what a failed run has written."""
     for path in set(out.iterdir()) - before if out.exists() else ():
-        if path.name == LOCK_NAME:
+        if path.name in OURS:
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

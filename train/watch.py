@@ -136,16 +136,14 @@ class Watcher:
         """``kept/3``: the share of vision rows that run in layer 3, and the share of all vision FLOPs that are saved."""
         if self.handle is None:
             return {}
-        report = self.handle.report()
-        values = {
-            f"kept/{i}": min(report.layers[i].kept, report.layers[i].kept_ffn) for i in routed_layers(self.handle)
-        }
-        seen = self.handle.state.dense.vision
-        vision = self.handle.shape.layers * linear_flops(
-            self.handle.shape, LayerCount(attend=seen, expose=seen, ffn=seen)
-        )
+        counts, shape = self.handle.state.layers, self.handle.shape
+        values = {f"kept/{i}": kept_share(counts[i]) for i in routed_layers(self.handle)}
+        vision = sum(linear_flops(shape, LayerCount(attend=c.vision, expose=c.vision, ffn=c.vision)) for c in counts)
         if vision:
-            values["vision_flops_skipped"] = (report.flops_linear_dense - report.flops_linear) / vision
+            plans = self.handle.last_plans
+            keys_too = [i not in plans or plans[i].expose is plans[i].attend for i in range(shape.layers)]
+            skipped = sum(linear_flops(shape, left_out(c, too)) for c, too in zip(counts, keys_too))
+            values["vision_flops_skipped"] = skipped / vision
         return values
 
     # ------------------------------------------------------------------ what a checkpoint holds
@@ -178,6 +176,20 @@ class Watcher:
         if "parts" in tensors:
             self.sums.parts = tensors["parts"].to(self.device)
         self._set_counts(numbers["counts"])
+
+
+def kept_share(count: LayerCount) -> float:
+    """Of the vision rows: those with attention and FFN."""
+    return min(count.kept, count.kept_ffn) / count.vision if count.vision else 1.0
+
+
+def left_out(count: LayerCount, keys_too: bool) -> LayerCount:
+    """Vision rows that the method left out of each part of a layer, not counting what is never read anyway.
+
+    keys_too: rows without a query give no K and V either.
+    """
+    skipped = count.vision - count.kept
+    return LayerCount(attend=skipped, expose=skipped if keys_too else 0, ffn=count.vision - count.kept_ffn)
 
 
 def routed_layers(handle: Handle) -> list[int]:

@@ -5,7 +5,9 @@ from difflib import get_close_matches
 
 
 class VtskipError(ValueError):
-    """Base of all errors that are the input's fault. The command line prints it on one line and exits with 2."""
+    """Base of all errors that are the input's fault. The command line prints it on one line and exits with ``exit_code``."""
+
+    exit_code = 2
 
 
 class ConfigError(VtskipError):

@@ -85,14 +85,15 @@ def _options(
 def main(argv: list[str] | None = None) -> int:
     """Run the program on ``argv`` (``sys.argv`` by default) and return its exit code.
 
-    0 success, 2 bad usage or input (one line on stderr that starts with ``error:``), 130 interrupted.
+    0 success, 2 bad usage or input (one line on stderr that starts with ``error:``), 130 interrupted
+    (training stopped by a signal: 128 and its number).
     """
     try:
         get_command(app).main(args=argv, prog_name="vtskip")
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else int(e.code is not None)
     except VtskipError as e:
-        return _refuse("; ".join(line.strip() for line in str(e).splitlines() if line.strip()))
+        return _refuse("; ".join(line.strip() for line in str(e).splitlines() if line.strip()), e.exit_code)
     except OSError as e:
         if e.errno not in _USER_IO or e.filename is None:
             raise
@@ -102,6 +103,6 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, code: int = 2) -> int:
     print(f"error: {message}", file=sys.stderr)
-    return 2
+    return code

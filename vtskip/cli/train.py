@@ -51,8 +51,9 @@ def command(
         print(json.dumps(summary))
         return
     console = Console(highlight=False)
+    broken = f", {summary['broken']} of them could not be read (broken.jsonl)" if summary["broken"] else ""
     loss = "" if summary["loss"] is None else f", loss {summary['loss']:.3f}"
     console.print(
         f"{summary['out']}: {summary['steps']} steps in {summary['seconds']:.0f} s{loss}\n"
-        f"{summary['trained_parameters'] / 1e6:.2f} M parameters trained on {summary['samples']} conversations"
+        f"{summary['trained_parameters'] / 1e6:.2f} M parameters trained on {summary['samples']} conversations{broken}"
     )

@@ -1,0 +1,159 @@
+"""What goes wrong in the middle of a run: told with its name, and nothing lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.train.runs import losses, train
+from vtskip.data.collate import StreamCollator
+from vtskip.errors import DataError, ModelError, VideoError
+from vtskip.train import loop
+from vtskip.train.faults import Interrupted, LossGuard
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_loss_that_is_no_number_stops_with_its_batch(values, monkeypatch, value):
+    values |= {"save_every": 1}
+    real = loop.Trainer.compute_loss
+
+    def compute_loss(self, *args):
+        loss, outputs = real(self, *args)
+        return (loss * float(value) if self.state.global_step == 1 and self.model.training else loss), outputs
+
+    monkeypatch.setattr(loop.Trainer, "compute_loss", compute_loss)
+    with pytest.raises(ModelError, match=rf"the loss of step 2 is {value} \(samples 'smoke-.*go on from the last"):
+        train(values)
+    out = Path(values["out"])
+    assert [p.name for p in out.glob("checkpoint-*")] == ["checkpoint-1"]  # nothing saved after it
+    facts = json.loads((out / "bad_batches" / "step_2_process_0.json").read_text())
+    assert len(facts["samples"]) == 2 and all(Path(f).is_file() for s in facts["samples"] for f in s["files"])
+    batch = load_file(out / "bad_batches" / "step_2_process_0.safetensors")
+    assert {"input_ids", "labels", "frames"} <= batch.keys() and len(batch["input_ids"]) == 2
+
+
+def test_a_run_that_stops_before_its_first_checkpoint_leaves_the_batch_alone(values, monkeypatch):
+    monkeypatch.setattr(
+        LossGuard, "watch", lambda guard, loss, *rest: guard.__dict__.update(last=(loss * 1e999, *rest))
+    )
+    with pytest.raises(ModelError, match="loss of step 1"):
+        train(values)
+    assert [p.name for p in Path(values["out"]).iterdir()] == ["bad_batches"]
+    monkeypatch.undo()
+    assert train(values)["steps"] == 3  # it is no obstacle
+
+
+def test_on_a_device_the_loss_is_read_one_step_later(tmp_path, monkeypatch):
+    guard = LossGuard(tmp_path, 0)
+
+    class OnDevice(torch.Tensor):
+        device = torch.device("meta")
+
+    bad, good = (torch.tensor(v).as_subclass(OnDevice) for v in (float("nan"), 1.0))
+    guard.watch(good, {}, {}, 1)
+    guard.watch(bad, {}, {}, 2)
+    with pytest.raises(ModelError, match="step 2"):
+        guard.watch(good, {}, {}, 3)
+    guard.watch(bad, {}, {}, 4)
+    with pytest.raises(ModelError, match="step 4"):
+        guard.check()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_video_that_cannot_be_decoded_is_skipped_if_allowed_and_counted(values, monkeypatch, workers):
+    values |= {"workers": workers, "log_every": 2}
+    values["optim"]["steps"] = 4
+    real = StreamCollator.look
+
+    def look(self, sample):
+        if sample.video.stem == "smoke-0004":
+            raise VideoError(f"{sample.video}: damaged")
+        return real(self, sample)
+
+    monkeypatch.setattr(StreamCollator, "look", look)
+    with pytest.raises(VideoError if workers == 0 else DataError, match=r"^[^\n]*smoke-0004\.mp4: damaged$"):
+        train(values)
+    assert not Path(values["out"]).exists()
+    values["data"]["on_error"] = "skip"
+    summary = train(values)
+    assert summary["broken"] == 1 and summary["steps"] == 4
+    lines = (Path(values["out"]) / "train_log.jsonl").read_text().splitlines()
+    assert json.loads(lines[1])["broken"] == 1
+    assert "smoke-0004.mp4: damaged" in (Path(values["out"]) / "broken.jsonl").read_text()
+
+
+def test_a_worker_that_dies_is_told_with_its_file(values, monkeypatch):
+    values["workers"] = 1
+
+    def look(self, sample):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(StreamCollator, "look", look)
+    values["watch"] = {"probe": 0}
+    with pytest.raises(DataError, match=r"died while it was reading sample 'smoke-\d+.*smoke-\d+\.mp4"):
+        train(values)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(values, tmp_path, monkeypatch, number):
+    values["optim"]["steps"] = 6
+    values["save_every"] = 5
+    real = loop.RunTrainer.training_step
+
+    def training_step(self, *args):
+        if self.state.global_step == 1:
+            os.kill(os.getpid(), number)
+        return real(self, *args)
+
+    monkeypatch.setattr(loop.RunTrainer, "training_step", training_step)
+    with pytest.raises(
+        Interrupted, match=rf"stopped by {number.name} after step 2, which is saved.*--resume auto"
+    ) as e:
+        train(values)
+    assert e.value.exit_code == 128 + number
+    assert signal.getsignal(number) is (signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    out = Path(values["out"])
+    assert (out / "checkpoint-2" / "trainer_state.json").is_file() and not (out / "model.safetensors").exists()
+    monkeypatch.undo()
+    assert train(values, "auto")["steps"] == 6
+    train(values | {"out": str(tmp_path / "whole")})
+    assert losses(out) == losses(tmp_path / "whole")
+
+
+def test_the_same_signal_again_ends_at_once(values, monkeypatch):
+    def training_step(self, *args):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the step went on")
+
+    monkeypatch.setattr(loop.RunTrainer, "training_step", training_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(values)
+    assert not Path(values["out"]).exists()
+
+
+@pytest.mark.slow
+def test_the_program_exits_with_the_signal(values, tmp_path):
+    values |= {"log_every": 1}
+    values["optim"]["steps"] = 100000
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "vtskip.train", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        log = Path(values["out"]) / "train_log.jsonl"
+        while process.poll() is None and not (log.is_file() and log.stat().st_size):
+            try:
+                process.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                continue
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=300)
+    assert process.returncode == 143, told
+    assert "stopped by SIGTERM" in told.splitlines()[-1] and "Traceback" not in told
