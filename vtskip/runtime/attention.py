@@ -45,7 +45,7 @@ def soft_cap(attn: nn.Module) -> float | None:
 
 def rotate(attn: nn.Module, x: Tensor, position_embeddings: tuple[Tensor, ...]) -> Tensor:
     rope = sys.modules[type(attn).__module__].apply_rotary_pos_emb
-    return rope(x, x[:, :1], *position_embeddings)[0]
+    return rope(x, x[:, :0], *position_embeddings)[0]
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ class StepState:
         asked: what the running forward of the whole model is asked for, None for every row's logits.
         loss_only: a forward with labels outside training is asked for its loss alone, too.
         packs: rows may run packed, without the padding between samples; False with a bucket or without the lossless savings.
-        plain: masks of the running forward say nothing but order and padding.
+        plain: masks of the running forward say nothing but order and padding. attentions: its attention maps are asked for.
         uniform: every process has to call the same modules in this forward, whatever its rows.
         aux: auxiliary losses of the running forward.
         vit_cls: ``[images, rows]`` attention of the vision tower's CLS token, of the images of the running forward.
@@ -79,6 +79,7 @@ class StepState:
     every_step: bool = False
     packs: bool = False
     plain: bool = False
+    attentions: bool = False
     uniform: bool = False
     bucket: int | None = None
     aux: list[Tensor] = field(default_factory=list)
