@@ -213,5 +213,5 @@ def test_data_make_writes_a_tier_and_prints_only_json(capsys, tmp_path):
 
 
 def test_every_command_file_is_in_the_table():
-    files = {p.stem for p in Path(program.__file__).parent.glob("*.py")} - {"__init__", "main", "listing", "tables"}
-    assert files == set(program.COMMANDS)
+    files = {p.stem for p in Path(program.__file__).parent.glob("*.py")} - {"__init__", "main", "listing"}
+    assert {name for name in files if not name.startswith("tables")} == set(program.COMMANDS)

@@ -28,7 +28,7 @@ SHOWN = 2  # samples
 
 
 def dry_run(config: TrainConfig, processes: int = 1, progress: bool = True) -> dict[str, Any]:
-    """Check a configuration by doing its first step; returns what :mod:`vtskip.cli.dry_run` shows.
+    """Check a configuration by doing its first step; returns what :mod:`vtskip.cli.tables_dry_run` shows.
 
     Keys: ``config``, ``parameters`` (per part), ``samples`` (their columns), ``step`` (loss, gradient norm, what got no
     gradient), ``checkpoint`` (bytes, seconds), ``estimate``. Raises VtskipError for bad input, DataError for a loss that is

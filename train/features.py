@@ -31,9 +31,9 @@ def open_features(config: TrainConfig, model: Any) -> FeatureCache | None:
     for number, other in enumerate(others, start=1):
         key = "validation" if other is config.validation else f"data.{number}"
         if other.features != folder:
-            raise ConfigError(f"{key}.features {other.features}: has to be that of the other data ({folder})")
+            raise ConfigError(f"{key}.features {other.features}: has to be data.features ({folder})")
         if folder is not None and other.fps != first.fps:
-            raise ConfigError(f"{key}.fps {other.fps}: with features it has to be that of the other data ({first.fps})")
+            raise ConfigError(f"{key}.fps {other.fps}: with features it has to be data.fps ({first.fps})")
     if folder is None:
         return None
     if config.trains.vision:

@@ -32,7 +32,7 @@ def command(
     path = file_or_shipped(config, "train")
     settings = load_config(TrainConfig, path, overrides)
     if dry:
-        from vtskip.cli.dry_run import show
+        from vtskip.cli.tables_dry_run import show
         from vtskip.train.dry_run import dry_run
 
         with redirect_stdout(sys.stderr):
