@@ -80,6 +80,7 @@ def task_record(part: "TaskSet", lines: Lines, seed: int, smaller: Collection[st
         "shown": task.shown,
         "n_items": len(by_row.get("model", ())),
         "n_clusters": len(set(clusters.values())),
+        **ceiling(part),
         "rows": {row: estimates(found, clusters, seed) for row, found in by_row.items()},
         "model_less_row": {task.primary: against},
         "cost": {
@@ -88,6 +89,18 @@ def task_record(part: "TaskSet", lines: Lines, seed: int, smaller: Collection[st
             if (costs := costs_of(found, by_row["model"] if row in smaller else None))
         },
     }
+
+
+def ceiling(part: "TaskSet") -> dict[str, Any]:
+    """What the best guess gets right of a question about synthetic test clips: with what is shown perfectly recognised
+    (``best``), and without seeing (``blind``). Of all clips that could have been drawn, so that a few may lie above."""
+    data = part.data
+    if (data.kind, data.split, part.task.primary) != ("synthetic", "test", "strict/accuracy") or data.root is None:
+        return {}
+    from vtskip.data.synthetic.bayes import ceilings_of
+
+    known = ceilings_of(data.root).get(str(data.task))
+    return {} if known is None else {"ceiling": {"best": known.best, "blind": known.blind}}
 
 
 def corpus(part: "TaskSet", lines: Lines, tolerances: Sequence[float]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vtskip.config import parse
+from vtskip.data.synthetic.bayes import ceilings_of
 from vtskip.errors import ConfigError, DataError
 from vtskip.eval import EvalConfig, run
 from vtskip.eval.areas import NOWHERE, found, kinds_of, pooled, router_counts, scores_of
@@ -94,6 +95,7 @@ def synthetic(clips, tmp_path, monkeypatch):
     (tmp_path / "coin").mkdir()
     (tmp_path / "coin/COIN.json").write_text(json.dumps({"database": database}))
     (tmp_path / "splits.json").write_text(json.dumps({"test": ["a", "b"]}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"recipe": {"grammar": "tasks"}}))
     for uid in "ab":
         areas = [[R, 0, 40, 0.0, 0.0, 0.4, 0.4], [SM, 0, 40, 0.6, 0.6, 1.0, 1.0]]
         (tmp_path / f"relevance/{uid}.json").write_text(json.dumps({"areas": areas, "camera": None}))
@@ -125,6 +127,10 @@ def test_oracle_and_anti_oracle_at_the_cost_of_the_model(synthetic, checkpoint, 
         assert "recall@layer0" not in router["oracle"]
         for row in ("random", "oracle", "anti_oracle"):
             assert task["cost"][row]["kept_vision"] == pytest.approx(task["cost"]["model"]["kept_vision"])
+    ceilings = {name: task.get("ceiling") for name, task in record["tasks"].items()}
+    assert ceilings["ego4d_narration"] is ceilings["ego4d_narration_rollout"] is None
+    assert ceilings["coin_step"] == {"best": 1.0, "blind": ceilings_of(tmp_path)["step"].blind}
+    assert 0 < ceilings["coin_step"]["blind"] < 0.2
     lines = [json.loads(line) for line in (tmp_path / "o/samples.jsonl").read_text().splitlines()]
     for line in lines:
         frames = line["cost"]["frames"] if line["cost"] else None  # a batch has one cost
