@@ -163,11 +163,12 @@ def scatter_update(
     gain: Tensor | None = None,
     mode: str = "add",
     ok: Tensor | None = None,
+    fresh: bool = False,
     *,
     kernel: str | None = None,
 ) -> Tensor:
     """:func:`vtskip.kernels.reference.scatter_update`."""
-    return _rows_module(base, kernel).scatter_update(base, index, rows, gain, mode, ok)
+    return _rows_module(base, kernel).scatter_update(base, index, rows, gain, mode, ok, fresh)
 
 
 def gather_rows(index: Tensor, *tensors: Tensor, kernel: str | None = None) -> tuple[Tensor, ...]:

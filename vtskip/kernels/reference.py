@@ -85,6 +85,7 @@ def scatter_update(
     gain: Tensor | None = None,
     mode: str = "add",
     ok: Tensor | None = None,
+    fresh: bool = False,
 ) -> Tensor:
     """A copy of ``base`` ``[T, D]`` with other rows ``index`` ``[m]`` (distinct), in base's type.
 
@@ -93,6 +94,7 @@ def scatter_update(
         mode: ``add``: ``base + gain * rows`` (a residual); ``write``: ``gain * rows``; ``blend``:
             ``base + gain * (rows - base)``. Computed in fp32 or wider.
         ok: ``[m]``, False where the base stays as it is (fillers).
+        fresh: ``base`` is contiguous and nobody else's: it may be written to instead, where no gradient is recorded.
     """
     wide = torch.promote_types(base.dtype, torch.float32)
     old, new = base.index_select(0, index), rows.to(wide)

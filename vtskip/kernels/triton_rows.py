@@ -165,14 +165,24 @@ class GatherNorm(torch.autograd.Function):
 MODES = {"add": 0, "write": 1, "blend": 2}
 
 
+def _update(
+    out: Tensor, base: Tensor, index: Tensor, rows: Tensor, gain: Tensor | None, mode: str, ok: Tensor | None
+) -> Tensor:
+    if len(index):
+        _scatter_update[(len(index),)](
+            base, index, rows, gain, ok, out,
+            MODE=MODES[mode], HAS_GAIN=gain is not None, HAS_OK=ok is not None, **_width(base),
+        )  # fmt: skip
+    return out
+
+
 class ScatterUpdate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, base: Tensor, index: Tensor, rows: Tensor, *options: Any) -> Tensor:
         gain, mode, ok = options
-        base, rows, out = base.contiguous(), rows.contiguous(), base.clone(memory_format=torch.contiguous_format)
+        base, rows = base.contiguous(), rows.contiguous()
+        out = _update(base.clone(), base, index, rows, gain, mode, ok)
         ctx.options = {"MODE": MODES[mode], "HAS_GAIN": gain is not None, "HAS_OK": ok is not None, **_width(base)}
-        if len(index):
-            _scatter_update[(len(index),)](base, index, rows, gain, ok, out, **ctx.options)
         ctx.save_for_backward(
             index, base if mode == "blend" and gain is not None else None, None if gain is None else rows, gain, ok
         )
@@ -253,8 +263,11 @@ def scatter_update(
     gain: Tensor | None = None,
     mode: str = "add",
     ok: Tensor | None = None,
+    fresh: bool = False,
 ) -> Tensor:
     """As :func:`vtskip.kernels.reference.scatter_update`, differentiable in base, rows and gain."""
+    if fresh and not torch.is_grad_enabled():
+        return _update(base, base, index, rows.contiguous(), gain, mode, ok)
     return ScatterUpdate.apply(base, index, rows, gain, mode, ok)
 
 

@@ -26,7 +26,7 @@ from vtskip.runtime.keys import Keys
 from vtskip.runtime.layout import Layout
 from vtskip.runtime.masks import StepMask, backend, document_starts, packed, refuse_static_flex, window_of
 from vtskip.runtime.native import LayerRuntime, native, text_step
-from vtskip.runtime.packed import in_order, packed_attention, runs_packed
+from vtskip.runtime.packed import in_order, moves_fused, packed_attention, runs_packed
 from vtskip.runtime.slots import RowSlots
 
 
@@ -53,6 +53,7 @@ class Execution:
         self.attend = self.pack()
         self.expose = self.attend if plan.expose is plan.attend else plan.expose
         self.packs = self.ordered = False
+        self.fused = moves_fused(x)
         self._layouts: dict[int, Layout] = {}
         attn, weight = layer.self_attn, layer.input_layernorm.weight
         self.partitioned = partitioned(weight)
@@ -119,28 +120,31 @@ class Execution:
     def query(
         self, x: Tensor, gain_attn: Tensor | None = None, gain_ffn: Tensor | None = None, gain_row: Tensor | None = None
     ) -> Tensor:
-        queries, keys = self.layout(self.attend), Keys(self, self.layout(self.expose))
+        layer, queries, keys = self.layer, self.layout(self.attend), Keys(self, self.layout(self.expose))
         if queries.empty and keys.layout.empty:
             self.write_nothing(x)
             return self.weigh(x, self.ffn(x, gain_ffn), gain_row)
-        xs = queries.take(x)
-        delta = self.attention(x, xs, queries, keys)
+        if queries is keys.layout:
+            xs, normed = queries.take_normed(x, getattr(layer, self.parts.attn_in))
+        else:
+            xs, normed = queries.take(x), None
+        delta = self.attention(x, xs, normed, queries, keys)
         if delta is None:
             return self.weigh(x, self.ffn(x, gain_ffn), gain_row)
         return self.finish(x, xs, delta, queries, gain_attn, gain_ffn, gain_row)
 
-    def attention(self, x: Tensor, xs: Tensor, queries: Layout, keys: Keys) -> Tensor | None:
+    def attention(self, x: Tensor, xs: Tensor, normed: Tensor | None, queries: Layout, keys: Keys) -> Tensor | None:
         """Attention update of the queries' rows; None where there is none, and K and V are written alone.
 
         Projected in the order of the stock attention: sharded parameters are gathered in call order on every rank.
         """
         attn, embeddings = self.layer.self_attn, self.kwargs["position_embeddings"]
-        asking, shown, joined = self.projected(x, xs, queries, keys)
-        turned = tuple(queries.take(t) for t in embeddings)
+        asking, shown, joined = self.projected(x, xs, queries, keys) if normed is None else (normed, normed, None)
+        turned = queries.take_all(*embeddings)
         if queries is keys.layout:
             embeddings = turned
         elif not keys.whole:
-            embeddings = tuple(keys.layout.take(t) for t in embeddings)
+            embeddings = keys.layout.take_all(*embeddings)
         if queries.empty:
             keys.update(*project_kv(attn, shown, embeddings, joined))
             return None
@@ -155,10 +159,7 @@ class Execution:
         return attn.o_proj(out.reshape(*queries.lead, -1).contiguous())
 
     def projected(self, x: Tensor, xs: Tensor, queries: Layout, keys: Keys) -> tuple[Tensor, Tensor, KV | None]:
-        """The normed rows that queries and keys are made of; and K and V of the latter, if they are there already."""
-        if queries is keys.layout:
-            normed = self.norm("attn_in", xs)
-            return normed, normed, None
+        """The normed rows that queries and other keys are made of; and K and V of the latter, if they are there already."""
         frozen = self.layer.vtskip.runtime.frozen
         joined = None if frozen is None else frozen.kv(self.index, self.rows, x)
         if joined is not None:
@@ -175,7 +176,7 @@ class Execution:
 
     def layout(self, rows: RowSet) -> Layout:
         if id(rows) not in self._layouts:
-            self._layouts[id(rows)] = Layout(rows, self.packs)
+            self._layouts[id(rows)] = Layout(rows, self.packs, self.fused)
         return self._layouts[id(rows)]
 
     def finish(
@@ -193,19 +194,22 @@ class Execution:
         if self.plan.ffn is self.plan.attend:
             ys = ys + self.ffn_delta(ys, None if gain_ffn is None else rows.take(gain_ffn))
             return self.put(x, xs, ys, rows, gain_row)
-        middle = rows.put(x, rows.kept(ys, xs))
+        middle = rows.write(x, ys, xs)
         return self.weigh(x, self.ffn(middle, gain_ffn, fresh=True), gain_row)
 
     def put(self, x: Tensor, xs: Tensor, ys: Tensor, rows: Layout, gain: Tensor | None) -> Tensor:
         """``x`` with ``ys`` where ``xs`` came from, weighed by the row gain: there alone, or on the others as well."""
         plan = self.plan
         if gain is None:
-            return rows.put(x, rows.kept(ys, xs))
+            return rows.write(x, ys, xs)
+        everywhere = plan.gain_on == "output" and (plan.gain_skipped or not plan.one_set)
+        if self.fused and not everywhere:
+            return rows.update(x, ys, rows.take(gain), "write" if plan.gain_on == "output" else "blend")
         ys = weigh(xs, ys, rows.take(gain), plan.gain_on)
-        if plan.gain_on == "output" and (plan.gain_skipped or not plan.one_set):
+        if everywhere:
             base = scaled(x, gain).contiguous()
             return rows.put_(base, ys if rows.ok is None else rows.kept(ys, rows.take(base)))
-        return rows.put(x, rows.kept(ys, xs))
+        return rows.write(x, ys, xs)
 
     def ffn_delta(self, x: Tensor, gain: Tensor | None) -> Tensor:
         return scaled(self.norm("ffn_out", self.layer.mlp(self.norm("ffn_in", x))), gain)
@@ -217,7 +221,11 @@ class Execution:
         rows = self.layout(self.plan.ffn)
         if rows.empty:
             return x
-        delta = self.ffn_delta(rows.take(x), None if gain is None else rows.take(gain))
+        weight = None if gain is None else rows.take(gain)
+        if self.fused:
+            _, normed = rows.take_normed(x, getattr(self.layer, self.parts.ffn_in))
+            return rows.update(x, self.norm("ffn_out", self.layer.mlp(normed)), weight, "add", fresh)
+        delta = self.ffn_delta(rows.take(x), weight)
         delta = delta if rows.ok is None else delta.masked_fill(~rows.ok[..., None], 0)
         return rows.add(x, delta, fresh)
 

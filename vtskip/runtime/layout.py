@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vtskip.kernels import dispatch
+from vtskip.models.norms import rms_of
 from vtskip.rowset import RowSet, lazy
 
 
@@ -17,10 +19,11 @@ class Layout:
         rows: the set. packed: which of the two; sets whose counts are bounds are always padded.
         index: the rows' places in the flattened batch. ok: False on fillers, of the leading shape; None where there is none.
         lens: rows of each sample in the tensor, fillers included (host).
+        fused: rows are moved by kernels that do more than move them (:mod:`vtskip.kernels.dispatch`).
     """
 
-    def __init__(self, rows: RowSet, packed: bool):
-        self.rows, self.packed = rows, packed and not rows.bounds
+    def __init__(self, rows: RowSet, packed: bool, fused: bool = False):
+        self.rows, self.packed, self.fused = rows, packed and not rows.bounds, fused
         self.index: Tensor = rows.flat if self.packed else rows.flat_index
         self.ok: Tensor | None = None if self.packed else rows.ok
         self.lead = (1, len(rows)) if self.packed else (len(rows.mask), rows.width)
@@ -39,6 +42,36 @@ class Layout:
         """The rows of ``[B, S, ...]`` or of a shared ``[1, S, ...]``."""
         index = self.columns if t.shape[0] == 1 else self.index
         return t.reshape(-1, *t.shape[2:]).index_select(0, index).view(*self.lead, *t.shape[2:])
+
+    def take_all(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The same of several tensors, at once where they share no gradient."""
+        if not self.fused or any(t.requires_grad and t.shape[0] == 1 for t in tensors):
+            return tuple(self.take(t) for t in tensors)
+        taken = dispatch.gather_rows(self.index, *(t.reshape(-1, *t.shape[2:]) for t in tensors))
+        return tuple(t.view(*self.lead, *t.shape[1:]) for t in taken)
+
+    def take_normed(self, x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """The rows of ``x``, and the same after ``norm``."""
+        rms = rms_of(norm, x.dtype) if self.fused else None
+        if rms is None:
+            rows = self.take(x)
+            return rows, norm(rows)
+        rows, normed = dispatch.gather_norm(x.reshape(-1, x.shape[-1]), self.index, *rms)
+        return rows.view(*self.lead, -1), normed.view(*self.lead, -1)
+
+    def update(self, base: Tensor, rows: Tensor, gain: Tensor | None, mode: str, fresh: bool = False) -> Tensor:
+        """``base`` ``[B, S, D]`` with these rows weighed and added, written or blended in; fillers change nothing.
+
+        ``gain``: of these rows, or None. ``mode``: of :func:`vtskip.kernels.reference.scatter_update`. ``fresh``: ``base``
+        is contiguous and nobody else's.
+        """
+        gain, ok = (None if t is None else t.reshape(-1) for t in (gain, self.ok))
+        flat = base.reshape(-1, base.shape[-1])
+        return dispatch.scatter_update(flat, self.index, rows.flatten(0, 1), gain, mode, ok, fresh).view(base.shape)
+
+    def write(self, base: Tensor, new: Tensor, old: Tensor) -> Tensor:
+        """A copy of ``base`` with ``new`` in it; ``old`` is what these rows are there."""
+        return self.update(base, new, None, "write") if self.fused else self.put(base, self.kept(new, old))
 
     def kept(self, new: Tensor, old: Tensor) -> Tensor:
         """``new``, but ``old`` on filler rows, which belong to no set."""

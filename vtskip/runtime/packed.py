@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vtskip.kernels.choice import Call, choose, requested
 from vtskip.kernels.dispatch import PackedRows
 from vtskip.kernels.dispatch import packed_attention as by_kernel
+from vtskip.kernels.packing import Segment, segments_of
+from vtskip.plan import ON_HOST
 from vtskip.runtime.attention import attended, soft_cap
 from vtskip.runtime.cache import is_static
 from vtskip.runtime.keys import Keys
 from vtskip.runtime.layout import Layout
+from vtskip.runtime.rows import COMPLETE
 
 if TYPE_CHECKING:
     from vtskip.runtime.execution import Execution
@@ -21,17 +25,20 @@ CAPTURE = "output_capturing_hook"  # transformers' own, idle unless attentions a
 
 
 def runs_packed(ex: Execution) -> bool:
-    """Whether some sample has fewer rows than another, or padding, and the layer may be taken apart.
+    """Whether the layer may be taken apart, and some sample has fewer rows than another, or padding; or queries and keys are
+    different rows, or a kernel is asked for.
 
-    It may not where someone has patched it or hooked its attention, under ZeRO-3 (ranks would call different modules) and
-    where an empty set runs a filler so that all processes call the same modules. Graphs and buckets need shapes that do not
-    depend on the rows, static caches and compact positions have forms of their own.
+    It may not where someone has patched it, hooked its attention or asked for attention maps, under ZeRO-3 (ranks would call
+    different modules) and where an empty set runs a filler so that all processes call the same modules. Graphs and buckets
+    need shapes that do not depend on the rows, static caches and compact positions have forms of their own.
     """
     shared, rows = ex.layer.vtskip.runtime.shared, ex.rows
-    if not shared.packs or rows.bounds or ex.compact or ex.starts is not None or torch.compiler.is_compiling():
+    refused = shared.attentions or rows.bounds or ex.compact or ex.starts is not None
+    if refused or not shared.packs or torch.compiler.is_compiling():
         return False
     sets = (ex.attend, ex.expose, ex.plan.ffn)
-    if all(s.even and (s.bounds or not rows.is_all(s) or len(s) == ex.batch * ex.length) for s in sets):
+    wanted = "attention" in requested() or (ex.expose is not ex.attend and by_position(ex))
+    if not wanted and all(s.even and (s.bounds or not rows.is_all(s) or len(s) == ex.batch * ex.length) for s in sets):
         return False
     if is_static(ex.stored) or ex.partitioned or any(s.least and not len(s) for s in sets):
         return False
@@ -42,56 +49,104 @@ def watched(attn: nn.Module) -> bool:
     """Whether someone wants the attention module itself to be called (accelerate's hooks do with those of its children)."""
     hooks = [*attn._forward_hooks.values(), *attn._forward_pre_hooks.values()]
     hooks += [*attn._backward_hooks.values(), *attn._backward_pre_hooks.values()]
-    patched = "forward" in attn.__dict__ and "_hf_hook" not in attn.__dict__
-    return patched or any(getattr(h, "__name__", "") != CAPTURE for h in hooks)
+    forward = attn.__dict__.get("forward")
+    patched = forward is not None and getattr(forward, "__func__", None) is not type(attn).forward
+    return (patched and "_hf_hook" not in attn.__dict__) or any(getattr(h, "__name__", "") != CAPTURE for h in hooks)
 
 
 def in_order(ex: Execution, same: bool) -> bool:
     """Whether positions alone say who sees whom, and no mask has to be read.
 
-    The mask that the model has built is then causal, of the padding, and nothing else; there are no earlier rows; the
-    window, if any, holds all of them. Other implementations than sdpa and flash attention keep their masks, dropout the
-    implementation that has it.
+    The mask that the model has built is then causal, of the padding, and nothing else. Rows of earlier steps, a window that
+    does not hold all rows and a soft cap ask for a kernel that knows them. Other implementations than sdpa and flash
+    attention keep their masks, dropout the implementation that has it.
     """
-    attn, step = ex.layer.self_attn, ex.step
+    attn, step, free = ex.layer.self_attn, ex.step, by_position(ex)
     name = attn.config._attn_implementation or "sdpa"
-    if not (name == "sdpa" or (ex.kind == "flash" and same)) or soft_cap(attn) is not None:
+    if not (name == "sdpa" or (ex.kind == "flash" and (same or free))):
         return False
-    if attn.training and attn.attention_dropout:
+    if (attn.training and attn.attention_dropout) or (soft_cap(attn) is not None and not (ex.kind == "flash" and free)):
         return False
-    if ex.past or not (step.window is None or ex.length <= step.window):
+    if not getattr(attn, "is_causal", True) or not (step.received is None or ex.layer.vtskip.runtime.shared.plain):
         return False
-    return getattr(attn, "is_causal", True) and (step.received is None or ex.layer.vtskip.runtime.shared.plain)
+    if ex.past:
+        return free and ex.rows.memo.get(COMPLETE, False)
+    return free or step.window is None or ex.length <= step.window
+
+
+def moves_fused(x: Tensor) -> bool:
+    """Whether rows of ``x`` are moved by kernels that do more than move them. Compiled graphs fuse by themselves."""
+    return not torch.compiler.is_compiling() and choose("rows", Call(x.device, x.dtype)) == "triton"
+
+
+def by_position(ex: Execution) -> bool:
+    """Whether attention goes to a kernel of ours wherever positions are enough: on CUDA, and where one is asked for."""
+    if "attention" in requested():
+        return True
+    call = Call(ex.rows.vision.device, torch.float32, ex.layer.self_attn.head_dim, order=False)
+    return call.device.type == "cuda" and choose("attention", call) == "triton"
 
 
 def packed_attention(ex: Execution, q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Keys) -> Tensor:
-    """Attention of rows that are all of this forward: nothing is padded but what the cache keeps.
+    """Attention of rows whose positions say who sees whom.
 
     Args:
-        q: ``[1, heads, T, head_dim]``, padded ``[B, heads, m, head_dim]`` for queries whose counts are bounds; k, v alike.
+        q: ``[1, heads, T, head_dim]``, padded ``[B, heads, m, head_dim]`` for queries whose counts are bounds; k, v alike, the
+            keys of this forward.
 
     Returns:
         ``[1, T, heads, head_dim]``, or ``[B, m, heads, head_dim]``.
     """
     attn = ex.layer.self_attn
     if ex.cache is not None:
-        keys.update(k, v)
-    packed = _packed_rows(ex, queries, keys.layout)
-    if ex.kind == "flash":
-        longest = max(queries.lens)
-        lengths = {f"max_length_{which}": longest for which in "qk"}
-        borders = {f"cu_seq_lens_{which}": packed.borders(f"cu_{which}") for which in "qk"}
-        return attended(attn, q, k, v, lambda kind: None, in_order=True, **lengths, **borders)
-    rows = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
-    return by_kernel(*rows, packed, scale=attn.scaling)
+        cached = keys.update(k, v)
+    if ex.past:
+        k, v = (t.transpose(1, 2) for t in cached)  # read where they lie
+        packed = _cached_rows(ex, queries, keys)
+    else:
+        k, v = (t.transpose(1, 2).flatten(0, 1) for t in (k, v))
+        packed = _packed_rows(ex, queries, keys.layout)
+        if ex.kind == "flash" and packed.same_rows and "attention" not in requested():
+            longest = max(queries.lens)
+            lengths = {f"max_length_{which}": longest for which in "qk"}
+            borders = {f"cu_seq_lens_{which}": packed.borders(f"cu_{which}") for which in "qk"}
+            heads = (t.transpose(0, 1)[None] for t in (k, v))
+            return attended(attn, q, *heads, lambda kind: None, in_order=True, **lengths, **borders)
+    window = None if ex.step.window is None or ex.past + ex.length <= ex.step.window else ex.step.window
+    q = q.transpose(1, 2).flatten(0, 1)
+    return by_kernel(q, k, v, packed, scale=attn.scaling, window=window, softcap=soft_cap(attn))
 
 
 def _packed_rows(ex: Execution, queries: Layout, keys: Layout) -> PackedRows:
     """Who sees whom; made once for all layers that run the same rows."""
     key, memo = ("packed", queries.rows, keys.rows), ex.rows.memo
     if key not in memo:
-        memo[key] = PackedRows(queries.lens, keys.lens, _ascending(queries), keys.columns, same_rows=queries is keys)
+        memo[key] = PackedRows(
+            queries.lens,
+            keys.lens,
+            _ascending(queries),
+            keys.columns,
+            same_rows=queries is keys,
+            consecutive=keys.rows is ex.rows.everything,
+            segments=_segments(ex, queries, keys),
+        )
     return memo[key]
+
+
+def _segments(ex: Execution, queries: Layout, keys: Layout) -> list[Segment] | None:
+    """The runs of text that read all rows, known on the host: what kernels without positions can do."""
+    rows = ex.rows
+    if queries.rows is not rows.text or keys.rows is not rows.everything or ON_HOST not in rows.memo:
+        return None
+    vision, valid = rows.memo[ON_HOST]
+    return segments_of(valid & ~vision, valid)
+
+
+def _cached_rows(ex: Execution, queries: Layout, keys: Keys) -> PackedRows:
+    """Who sees whom over a cache, which is padded and may hold fillers."""
+    assert keys.pos is not None
+    samples, slots = keys.pos.shape
+    return PackedRows(queries.lens, (slots,) * samples, ex.past + _ascending(queries), keys.pos, keys.ok)
 
 
 def _ascending(queries: Layout) -> Tensor:

@@ -25,6 +25,9 @@ NO_ROWS = (
 )
 
 
+COMPLETE = "complete"  # key of RowMap.memo: no row of this forward or of those before it is padding
+
+
 @dataclass
 class Layout:
     """Vision rows given by hand, over the logical sequence: ``vision`` ``[B, L]``, ``group`` ``[B, L]`` ordinals or None.
@@ -76,7 +79,7 @@ class RowReader:
         if rows is not None:
             rows.ranks = ranker(rows.vision.device)
         state.uniform = same_modules(module)
-        state.plain = self.plain(inputs)
+        state.plain, state.attentions = self.plain(inputs), self.attentions(inputs)
         state.begin(self.read_text(inputs) if rows is None else rows)
         state.vit_cls = of_features(inputs)
 
@@ -120,10 +123,12 @@ class RowReader:
         if not vision.any():
             return None
         mask = inputs.get("attention_mask")
-        valid, past_rows = _valid(mask, batch, length, cache)
+        valid, past_rows, complete = _valid(mask, batch, length, cache)
         if valid is not None and sizes is not None and (vision & ~valid).any():
             raise ModelError("the attention mask hides vision rows: an image or frame cannot be partly padding")
-        return RowMap.build(vision, valid, sizes, past_rows, source.device)
+        rows = RowMap.build(vision, valid, sizes, past_rows, source.device)
+        rows.memo[COMPLETE] = complete
+        return rows
 
     def read_text(self, inputs: dict[str, Any]) -> RowMap | None:
         """The RowMap of a step without vision rows: for methods that plan those too, and where there is padding to leave out."""
@@ -132,18 +137,26 @@ class RowReader:
         if source is None or not (planned or (self.state.packs and self.state.plain and source.shape[1] > 1)):
             return None
         batch, length = source.shape[:2]
-        valid, past = _valid(inputs.get("attention_mask"), batch, length, inputs.get("past_key_values"))
+        valid, past, _ = _valid(inputs.get("attention_mask"), batch, length, inputs.get("past_key_values"))
         if not planned and (valid is None or valid.all()):
             return None
         return RowMap.build(np.zeros((batch, length), bool), valid, None, past, source.device)
 
+    def attentions(self, inputs: dict[str, Any]) -> bool:
+        """Whether the attention maps are asked for, which transformers takes from the attention modules' outputs."""
+        asked = inputs.get("output_attentions")
+        configs = (self.config, self.config.get_text_config())
+        return any(getattr(c, "output_attentions", False) for c in configs) if asked is None else bool(asked)
+
     def plain(self, inputs: dict[str, Any]) -> bool:
         """Whether the masks that layers get express order and padding alone: of a given 2-D mask the model makes no others.
 
-        Without one, packed documents may be told by their positions.
+        Without one and without a cache, packed documents may be told by their positions.
         """
         mask = inputs.get("attention_mask")
         causal = self.family is None or self.family.attends == "causal"
+        if mask is None:
+            return causal and inputs.get("past_key_values") is not None
         return causal and torch.is_tensor(mask) and mask.dim() == 2
 
     def from_tokens(self, tokens: Tensor, inputs: dict[str, Any]) -> tuple[np.ndarray, list[list[int]]]:
@@ -188,14 +201,15 @@ def _place(here: np.ndarray, sizes: list[int] | None, starts: list[dict[int, int
             at += size
 
 
-def _valid(mask: Any, batch: int, length: int, cache: Any) -> tuple[np.ndarray | None, list[int] | int]:
-    """Padding of this step's rows (None: no padding), and how many content rows each sample had before it."""
+def _valid(mask: Any, batch: int, length: int, cache: Any) -> tuple[np.ndarray | None, list[int] | int, bool]:
+    """Padding of this step's rows (None: no padding), how many content rows each sample had before it, and whether there is
+    no padding in all steps."""
     past = 0 if cache is None else int(cache.get_seq_length())
     if not torch.is_tensor(mask) or mask.dim() != 2:
-        return None, past
+        return None, past, mask is None
     host = mask.bool().cpu().numpy()
     before = host[:, : host.shape[1] - length].sum(1)
-    return host[:, -length:], before.tolist() if host.shape[1] > length else past
+    return host[:, -length:], before.tolist() if host.shape[1] > length else past, bool(host.all())
 
 
 def reader_for(module: nn.Module, state: StepState, family: Family | None, config: Any) -> RowReader:
