@@ -7,6 +7,7 @@ from pathlib import Path
 
 import vtskip.data
 from vtskip.config import parse
+from vtskip.data.guarded import Guarded
 from vtskip.data.types import Sample
 from vtskip.train import TrainConfig, run, setup
 
@@ -22,21 +23,21 @@ def build(config, progress=True):
     return [sample for pair in zip(clips, talks) for sample in pair]
 
 
-class Seen(setup.Samples):
-    sets: list[object] = []  # the first one made is trained on
-
-    def __init__(self, samples):
-        super().__init__(samples)
-        self.sets.append(self)
+def noted(cls, training):
+    """Have a data set write down which of its samples are asked for."""
+    real = cls.__getitem__
 
     def __getitem__(self, index):
-        seen.append((self.samples[index].uid, self is self.sets[0]))
-        return super().__getitem__(index)
+        seen.append((self.samples[index].uid, training))
+        return real(self, index)
+
+    cls.__getitem__ = __getitem__
 
 
 seen: list[tuple[str, bool]] = []
 vtskip.data.build = build
-setup.Samples = Seen
+noted(Guarded, True)
+noted(setup.Samples, False)
 run(parse(TrainConfig, settings["config"], "worker"), resume=settings["resume"], progress=False)
 rank = int(os.environ.get("RANK", "0"))
 Path(settings["report"], f"seen{rank}.json").write_text(json.dumps(seen))
