@@ -21,10 +21,11 @@ def model():
 
 
 def trained(model, kinds):
-    """Names of the modules called inside the decoder's layers in a training step, and its loss."""
+    """Names of the modules with weights called inside the decoder's layers in a training step, and its loss."""
     called, hooks = [], []
     for name, module in model.get_decoder().layers.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: called.append(name)))
+        if any(True for _ in module.parameters(recurse=False)):
+            hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: called.append(name)))
     batch = FAMILY.batch(kinds)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     model.zero_grad()

@@ -1,6 +1,7 @@
 """Samples of different lengths run packed, without padding, and give what the padded rows of the batch give."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -190,7 +191,7 @@ def hook(attn):
 
 
 def patch(attn):
-    attn.forward = attn.forward
+    attn.forward = functools.partial(type(attn).forward, attn)
 
 
 @pytest.mark.parametrize("watch", [hook, patch])
@@ -221,6 +222,19 @@ def test_a_mask_of_the_callers_own_is_obeyed(ran):
         ran.update(packed=0)
         ours = model(**{**batch, "attention_mask": causal | torch.eye(12, dtype=torch.bool)}).logits[1, 5:]
     assert ran["packed"] == 0 and (ours - expected).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_loss_on_padding_is_that_of_the_stock_model(ran, train):
+    """The last row of left padding predicts the first word, if that has a label."""
+    model, batch = text_model().train(train), padded_text()
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    first = labels.masked_fill((batch["position_ids"] == 0) & batch["attention_mask"].bool(), -100)
+    for given, layers in ((labels, 0), (first, 4)):
+        ran.update(packed=0)
+        expected = model(**batch, labels=given).loss
+        with vtskip.attach(model, "dense"):
+            assert abs(model(**batch, labels=given).loss - expected) <= 1e-6 * expected and ran["packed"] == layers
 
 
 def test_documents_told_by_their_positions_stay_apart(ran):

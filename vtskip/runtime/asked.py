@@ -33,7 +33,8 @@ class AskedRows:
         if torch.compiler.is_compiling():
             return None
         inputs = {**dict(zip(self.arg_names, args)), **kwargs}
-        if not rows_are_shown(module.config, inputs):
+        self.state.padding_read = labels_padding(inputs, getattr(type(module), "picks_labelled_rows", False))
+        if not self.state.padding_read and not rows_are_shown(module.config, inputs):
             columns, labels = inputs.get(COLUMNS), inputs.get(LABELS)
             if torch.is_tensor(labels) and (module.training or self.state.loss_only):
                 return self.with_labels(module, args, kwargs, inputs)
@@ -82,7 +83,7 @@ class AskedRows:
         return rows_of(output, asked.flat)
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        asked, self.state.asked = self.state.asked, None
+        asked, self.state.asked, self.state.padding_read = self.state.asked, None, False
         if output is None or asked is None or asked.flat is None:
             return None
         return type(output)(**{name: value for name, value in output.items() if name != "logits"})
@@ -99,6 +100,15 @@ def asked_hooks(model: nn.Module, decoder: nn.Module, state: StepState) -> list[
         model.register_forward_hook(asked.after, always_call=True),
         decoder.register_forward_hook(asked.pick),
     ]
+
+
+def labels_padding(inputs: dict[str, Any], shifted: bool) -> bool:
+    """Whether a label is predicted at a row of padding: of left-padded samples whose first row has one. Reads the device."""
+    labels, mask = inputs.get(LABELS), inputs.get("attention_mask")
+    if not (torch.is_tensor(labels) and torch.is_tensor(mask)) or labels.dim() != 2 or labels.shape != mask.shape:
+        return False
+    labels, mask = (labels, mask) if shifted else (labels[:, 1:], mask[:, :-1])
+    return bool((labels.ne(IGNORED) & ~mask.bool()).any())
 
 
 def rows_are_shown(config: Any, inputs: dict[str, Any]) -> bool:

@@ -28,12 +28,13 @@ def runs_packed(ex: Execution) -> bool:
     """Whether the layer may be taken apart, and some sample has fewer rows than another, or padding; or queries and keys are
     different rows, or a kernel is asked for.
 
-    It may not where someone has patched it, hooked its attention or asked for attention maps, under ZeRO-3 (ranks would call
-    different modules) and where an empty set runs a filler so that all processes call the same modules. Graphs and buckets
-    need shapes that do not depend on the rows, static caches and compact positions have forms of their own.
+    It may not where someone has patched it, hooked its attention, or asked for attention maps or a loss on padding; under
+    ZeRO-3 (ranks would call different modules), and where an empty set runs a filler so that all processes call the same
+    modules. Graphs and buckets need shapes that do not depend on the rows, static caches and compact positions have forms of
+    their own.
     """
     shared, rows = ex.layer.vtskip.runtime.shared, ex.rows
-    refused = shared.attentions or rows.bounds or ex.compact or ex.starts is not None
+    refused = shared.attentions or shared.padding_read or rows.bounds or ex.compact or ex.starts is not None
     if refused or not shared.packs or torch.compiler.is_compiling():
         return False
     sets = (ex.attend, ex.expose, ex.plan.ffn)
@@ -97,7 +98,9 @@ def packed_attention(ex: Execution, q: Tensor, k: Tensor, v: Tensor, queries: La
     Returns:
         ``[1, T, heads, head_dim]``, or ``[B, m, heads, head_dim]``.
     """
-    attn = ex.layer.self_attn
+    attn, window = ex.layer.self_attn, ex.step.window
+    if window is not None and ex.past + ex.length <= window:
+        window = None  # it holds all rows
     if ex.cache is not None:
         cached = keys.update(k, v)
     if ex.past:
@@ -106,13 +109,12 @@ def packed_attention(ex: Execution, q: Tensor, k: Tensor, v: Tensor, queries: La
     else:
         k, v = (t.transpose(1, 2).flatten(0, 1) for t in (k, v))
         packed = _packed_rows(ex, queries, keys.layout)
-        if ex.kind == "flash" and packed.same_rows and "attention" not in requested():
+        if ex.kind == "flash" and packed.same_rows and window is None and "attention" not in requested():
             longest = max(queries.lens)
             lengths = {f"max_length_{which}": longest for which in "qk"}
             borders = {f"cu_seq_lens_{which}": packed.borders(f"cu_{which}") for which in "qk"}
             heads = (t.transpose(0, 1)[None] for t in (k, v))
             return attended(attn, q, *heads, lambda kind: None, in_order=True, **lengths, **borders)
-    window = None if ex.step.window is None or ex.past + ex.length <= ex.step.window else ex.step.window
     q = q.transpose(1, 2).flatten(0, 1)
     return by_kernel(q, k, v, packed, scale=attn.scaling, window=window, softcap=soft_cap(attn))
 

@@ -66,6 +66,7 @@ class StepState:
         loss_only: a forward with labels outside training is asked for its loss alone, too.
         packs: rows may run packed, without the padding between samples; False with a bucket or without the lossless savings.
         plain: masks of the running forward say nothing but order and padding. attentions: its attention maps are asked for.
+        padding_read: its loss reads rows of padding, which then have to be those of the stock model.
         uniform: every process has to call the same modules in this forward, whatever its rows.
         aux: auxiliary losses of the running forward.
         vit_cls: ``[images, rows]`` attention of the vision tower's CLS token, of the images of the running forward.
@@ -80,6 +81,7 @@ class StepState:
     packs: bool = False
     plain: bool = False
     attentions: bool = False
+    padding_read: bool = False
     uniform: bool = False
     bucket: int | None = None
     aux: list[Tensor] = field(default_factory=list)
