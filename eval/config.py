@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from vtskip.config import StrictModel
 from vtskip.data import DataConfig
 from vtskip.eval.metrics import TOLERANCES
+from vtskip.eval.tasks import Caption
 from vtskip.methods import MethodSpec
 
 Row = Literal[
@@ -59,6 +60,7 @@ class EvalConfig(StrictModel):
         threshold: of the evaluation; 0 is plain argmax, as in published numbers.
         continuation: which frames follow a silent turn: the published code's window or the ``exact`` next frames.
         tolerances: seconds at which timing precision, recall and F1 are taken.
+        captions: further scores of free texts, for every task that has any: ``rouge_l`` (needs rouge-score).
         max_samples: evaluate only the first so many conversations of every task.
         batch_size: questions that are answered at once; streams are scored one by one.
         live_clips: clips played through a live session, for seconds per frame and frames per second.
@@ -81,6 +83,7 @@ class EvalConfig(StrictModel):
     threshold: Probability = 0.0
     continuation: Literal["reference", "exact"] = "reference"
     tolerances: tuple[float, ...] = TOLERANCES
+    captions: list[Caption] = []
     max_samples: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=1, ge=1)
     live_clips: int = Field(default=1, ge=0)

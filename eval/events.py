@@ -6,8 +6,10 @@ references one to one within a tolerance; captions are compared where a pair was
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from vtskip.errors import ConfigError
 
 Segment = tuple[float, float]
 Pair = tuple[int, int]
@@ -77,22 +79,39 @@ def timed_lines(text: str, fps: float, frames: int) -> list[list[Any]]:
     return sorted(said, key=lambda item: item[0])
 
 
-def caption_scores(said: Sequence[str], due: Sequence[str]) -> list[dict[str, float]]:
-    """Per pair: sentence BLEU (effective order), chrF and equality of the words, from 0 to 100."""
+def caption_scores(said: Sequence[str], due: Sequence[str], more: Sequence[str] = ()) -> list[dict[str, float]]:
+    """Per pair: sentence BLEU (effective order), chrF and equality of the words, from 0 to 100; ``more``: ``rouge_l``."""
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
     from vtskip.eval.answers import plain
 
     bleu, chrf = BLEU(effective_order=True), CHRF()
+    rouge = rouge_l() if "rouge_l" in more else None
     return [
         {
             "bleu": bleu.sentence_score(a, [b]).score,
             "chrf": chrf.sentence_score(a, [b]).score,
             "exact": 100.0 * (plain(a) == plain(b)),
+            **({} if rouge is None else {"rouge_l": rouge(a, b)}),
         }
         for a, b in zip(said, due, strict=True)
     ]
+
+
+def rouge_l() -> Callable[[str, str], float]:
+    """ROUGE-L's F1 of (reply, reference) by rouge-score, without stemming, from 0 to 100. Raises ConfigError without it.
+
+    Published tables of the COCO tools weigh recall 1.2 times, so theirs differ a little.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise ConfigError(
+            "captions: 'rouge_l' needs rouge-score; install it by: pip install 'vtskip[captions]'"
+        ) from None
+    scorer = RougeScorer(["rougeL"])
+    return lambda said, due: 100.0 * scorer.score(due, said)["rougeL"].fmeasure
 
 
 def corpus_scores(said: Sequence[str], due: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Streaming metrics of one conversation as (value, weight), so that conversations can be added up, resampled and paired.
 
 Over any set of conversations ``sum of values / sum of weights`` equals what ``vtskip.eval.metrics`` gives for them.
-Perplexity over all tokens is left out: it is no mean.
+Perplexity over all tokens is no mean; its logarithm is there, ``nll_token``, in nats.
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,8 @@ def stream_counts(
         strict[name] = (0.0, 0.0) if value is None else (value * turns, float(turns))
     content = [right for turn in sample.turns for right in turn.content(turn.text_correct)]
     strict["token_accuracy"] = (float(sum(content)), float(len(content)))
+    ce = [value for turn in sample.turns for value in turn.content(turn.text_ce)]
+    strict["nll_token"] = (float(sum(ce)), float(len(ce)))
     rates = metrics.decision_counts([(turn, sample.threshold) for turn in sample.turns])
     strict |= {name: (float(part), float(whole)) for name, (part, whole) in rates.items()}
     return {"reference": reference, "strict": strict | _timing(sample, tolerances)}

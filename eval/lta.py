@@ -7,8 +7,9 @@ Levenshtein's, as in the benchmark's own code; its text says Damerau-Levenshtein
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,19 @@ class Actions:
     def action(self, pair: Pair) -> int:
         """One id per verb-noun pair."""
         return UNKNOWN if UNKNOWN in pair else pair[0] * self.nouns + pair[1]
+
+
+def submission(
+    lines: Iterable[Mapping[str, Any]], actions: Actions, ahead: int
+) -> dict[str, dict[str, list[list[int]]]]:
+    """What the challenge's server takes: ``{clip}_{last visible action}`` -> label ids of every candidate's actions."""
+    out = {}
+    for line in lines:
+        parsed = [actions.parse(text, ahead) for text in line["answers"]]
+        out[line["uid"]] = {
+            name: [[pair[k] for pair in pairs] for pairs in parsed] for k, name in enumerate(("verb", "noun"))
+        }
+    return out
 
 
 def edit_curve(candidates: Sequence[Sequence[int]], labels: Sequence[int], edit: Edit = "levenshtein") -> np.ndarray:

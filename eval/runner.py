@@ -17,10 +17,12 @@ from vtskip.eval.areas import has_areas, kinds_of, router_counts
 from vtskip.eval.config import EvalConfig
 from vtskip.eval.cost import peak_memory, peak_of, reset_peak
 from vtskip.eval.journal import Journal, fingerprint
+from vtskip.eval.lta import submission
 from vtskip.eval.prior import answer_of, has_prior, prior
 from vtskip.eval.record import build_record
 from vtskip.eval.records import SampleRecord
 from vtskip.eval.rows import ORACLES, PRIORS, RowPlan, applied, plan_rows
+from vtskip.eval.scores import lta_actions
 from vtskip.eval.sets import TaskSet, due_replies, question, read_samples, task_sets
 from vtskip.eval.shard import Shard
 from vtskip.eval.subject import Prompt, StreamSubject
@@ -61,11 +63,21 @@ def run(config: EvalConfig, progress: Progress | None = None) -> dict[str, Any]:
     lines = evaluation.lines()
     record = build_record(config, sets, evaluation.described, lines) | peak_of(lines, checkpoint.model.device)
     if config.out is not None:
+        for part in sets:
+            _submit(part, lines, Path(config.out))
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         write_atomic(Path(config.out) / "samples.jsonl", text.encode())
         write_atomic(Path(config.out) / "record.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
         evaluation.journal.close(remove=True)
     return record
+
+
+def _submit(part: TaskSet, lines: Sequence[Line], folder: Path) -> None:
+    """The file for the challenge's server, where anticipation is asked of clips whose actions are not published."""
+    if part.task.scores == "lta" and any("verb_labels" not in s.meta for s in part.samples):
+        own = (line for line in lines if (line["row"], line["task"]) == ("model", part.task.task))
+        answers = submission(own, lta_actions(part.data), part.data.ahead)
+        write_atomic(folder / f"submission_{part.task.task}.json", json.dumps(answers).encode())
 
 
 @dataclass(frozen=True)

@@ -69,11 +69,11 @@ def free(task: Task, data: DataConfig, samples: Sequence[Sample], tolerances: Se
 
     def score(sample: Sample, raw: Raw) -> Scores:
         answer, truth = raw["answers"][0], raw["target"]
-        caption = events.caption_scores([answer], [truth])[0]
+        caption = events.caption_scores([answer], [truth], task.captions)[0]
         return {
             "reference": {"accuracy": answers.free_reference(answer, truth)},
             "strict": {"accuracy": answers.single_strict(answer, truth)}
-            | {name: (caption[name], 1.0) for name in ("bleu", "chrf")},
+            | {name: (caption[name], 1.0) for name in ("bleu", "chrf", *task.captions)},
         }
 
     return score
@@ -85,8 +85,7 @@ def lta(task: Task, data: DataConfig, samples: Sequence[Sample], tolerances: Seq
 
     Samples without labels (the unannotated file) are not scored: their answers are in the records, for a submission.
     """
-    taxonomy = read_taxonomy((data.root or Path()) / (data.taxonomy or ""))
-    actions = Actions([class_words(v) for v in taxonomy.verbs], [class_words(n) for n in taxonomy.nouns])
+    actions = lta_actions(data)
 
     def score(sample: Sample, raw: Raw) -> Scores:
         if "verb_labels" not in sample.meta:
@@ -99,6 +98,12 @@ def lta(task: Task, data: DataConfig, samples: Sequence[Sample], tolerances: Seq
         return out
 
     return score
+
+
+def lta_actions(data: DataConfig) -> Actions:
+    """All verb-noun pairs of the taxonomy of a data section."""
+    taxonomy = read_taxonomy((data.root or Path()) / (data.taxonomy or ""))
+    return Actions([class_words(v) for v in taxonomy.verbs], [class_words(n) for n in taxonomy.nouns])
 
 
 def _edits(candidates: list[list[tuple[int, int]]], truth: list[tuple[int, int]], actions: Actions) -> dict[str, Count]:
@@ -134,7 +139,7 @@ def timed(task: Task, data: DataConfig, samples: Sequence[Sample], tolerances: S
         ends, starts = [(f + 1) / fps for f, _ in said], [f / fps for f, _ in said]
         times = [f / fps for f, _ in due]
         reference = {name: (value, 1.0) for name, value in events.segment_scores(ends, times).items()}
-        reference |= _captions(said, due, events.forced_pairs(ends, times))
+        reference |= _captions(task, said, due, events.forced_pairs(ends, times))
         strict: dict[str, Count] = {}
         for tolerance in tolerances:
             hits = len(events.matched_pairs(starts, times, tolerance))
@@ -147,7 +152,7 @@ def timed(task: Task, data: DataConfig, samples: Sequence[Sample], tolerances: S
         pairs = events.matched_pairs(starts, times, max(tolerances))
         strict["miss_rate"] = (len(due) - len(pairs), len(due))
         strict["false_triggers_per_minute"] = (len(said) - len(pairs), len(sample.frames) / fps / 60)
-        strict |= _captions(said, due, pairs)
+        strict |= _captions(task, said, due, pairs)
         return {"reference": reference, "strict": strict}
 
     return score
@@ -167,6 +172,9 @@ def caption_pairs(task: Task, raw: Raw, tolerances: Sequence[float]) -> dict[str
     return {flavour: [(said[i][1], due[j][1]) for i, j in found] for flavour, found in pairs.items()}
 
 
-def _captions(said: Sequence[Any], due: Sequence[Any], pairs: Sequence[tuple[int, int]]) -> dict[str, Count]:
-    found = events.caption_scores([said[i][1] for i, _ in pairs], [due[j][1] for _, j in pairs])
-    return {name: (sum(f[name] for f in found), float(len(found))) for name in ("bleu", "chrf", "exact")}
+def _captions(
+    task: Task, said: Sequence[Any], due: Sequence[Any], pairs: Sequence[tuple[int, int]]
+) -> dict[str, Count]:
+    found = events.caption_scores([said[i][1] for i, _ in pairs], [due[j][1] for _, j in pairs], task.captions)
+    names = ("bleu", "chrf", "exact", *task.captions)
+    return {name: (sum(f[name] for f in found), float(len(found))) for name in names}

@@ -9,6 +9,7 @@ from vtskip.data.config import iterate
 from vtskip.data.types import Sample
 from vtskip.errors import ConfigError, DataError
 from vtskip.eval.config import EvalConfig
+from vtskip.eval.events import rouge_l
 from vtskip.eval.tasks import Scorer, Task, load_task, scorer_factory, task_data
 
 STREAMS = Task(
@@ -39,6 +40,8 @@ class TaskSet:
 
 def task_sets(config: EvalConfig) -> list[TaskSet]:
     """The samples of all tasks. Raises DataError where a task has none."""
+    if "rouge_l" in config.captions:
+        rouge_l()  # that it is not installed is better known now
     if not config.runs:
         assert config.data is not None
         return [_task_set(STREAMS, config.data, config, config.max_samples)]
@@ -49,6 +52,7 @@ def task_sets(config: EvalConfig) -> list[TaskSet]:
     sets = []
     for run in config.runs:
         task = load_task(run.task, config.include_path)
+        task = task.model_copy(update={"captions": [*dict.fromkeys([*task.captions, *config.captions])]})
         sets.append(
             _task_set(task, task_data(task, config.data, run.data), config, run.max_samples or config.max_samples)
         )

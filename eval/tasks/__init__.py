@@ -20,6 +20,7 @@ from vtskip.errors import ConfigError, nearest
 
 Count = tuple[float, float]
 Scores = dict[str, dict[str, Count]]  # flavour -> metric -> (value, weight) of one sample
+Caption = Literal["rouge_l"]
 Evaluator = Literal["stream", "rollout", "generate"]
 
 
@@ -52,6 +53,7 @@ class Task(StrictModel):
         generation: of answers and of replies in a rollout.
         primary: flavour/metric that reports and pictures show first, and whether more of it is better.
         shown: further flavour/metric columns of reports.
+        captions: further scores of free texts.
         closed_set: which labels answers are matched with: those of the ``split``'s videos (the reference), or of ``all``.
         cluster_by: key of a sample's ``meta`` that says which samples are alike; the video file where it is missing.
     """
@@ -67,6 +69,7 @@ class Task(StrictModel):
     primary: str
     higher_is_better: bool = True
     shown: list[str] = []
+    captions: list[Caption] = []
     closed_set: Literal["split", "all"] = "split"
     cluster_by: str = "video_uid"
 

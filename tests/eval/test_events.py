@@ -1,10 +1,15 @@
 """Timed replies against timed texts: segments, forced and one-to-one pairs, caption scores."""
 
+import sys
 from itertools import combinations, permutations
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
+from vtskip.config import parse
+from vtskip.errors import ConfigError
+from vtskip.eval import EvalConfig, run
 from vtskip.eval.events import (
     caption_scores,
     corpus_scores,
@@ -59,6 +64,32 @@ def test_pairs_are_one_to_one_and_as_many_as_possible():
         assert all(abs(said[i] - due[j]) <= 1.0 for i, j in pairs)
         assert len({i for i, _ in pairs}) == len({j for _, j in pairs}) == len(pairs)
         assert len(pairs) == most_pairs(said, due, 1.0)
+
+
+def test_rouge_l_is_rouge_score_s():
+    pytest.importorskip("rouge_score", reason="rouge-score is not installed (pip install 'vtskip[captions]')")
+    (score,) = caption_scores(["C cuts the bread."], ["C cuts the red bread."], ["rouge_l"])
+    assert score["rouge_l"] == pytest.approx(100 * 2 * 1 * 0.8 / 1.8)  # 4 of 4 and 4 of 5 words in order
+    assert "rouge_l" not in caption_scores(["a"], ["a"])[0]
+
+
+def test_rouge_l_in_a_run(eval_config, monkeypatch, tmp_path):
+    """With a stand-in of the package's one class, and without the package."""
+    narration = {"task": "ego4d_narration_rollout"}
+    values = {k: v for k, v in eval_config.items() if k != "rows"} | {"tasks": [narration], "captions": ["rouge_l"]}
+    config = parse(EvalConfig, values | {"rows": []}, "test")
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(ConfigError, match=r"rouge_l.*vtskip\[captions\]"):
+        run(config)
+    package, module = ModuleType("rouge_score"), ModuleType("rouge_score.rouge_scorer")
+    module.RougeScorer = lambda names: SimpleNamespace(
+        score=lambda target, prediction: {names[0]: SimpleNamespace(fmeasure=0.25)}
+    )
+    monkeypatch.setitem(sys.modules, "rouge_score", package)
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", module)
+    scores = run(config)["tasks"]["ego4d_narration_rollout"]["rows"]["model"]
+    assert scores["reference"]["rouge_l"]["value"] == 25.0
+    assert "rouge_l" in scores["strict"]
 
 
 def test_caption_scores_are_sacrebleu_s():

@@ -159,6 +159,25 @@ def test_anticipation_has_edit_distances_of_all_beams(checkpoint, clips, tmp_pat
     assert all(0 <= scores[f][n]["value"] <= 1 for f in scores for n in names)
     lines = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     assert [len(line["answers"]) for line in lines] == [5, 5]
+    assert not (tmp_path / "out/submission_ego4d_lta.json").exists()
+
+
+def test_anticipation_without_published_actions_writes_what_the_server_takes(checkpoint, clips, tmp_path):
+    (tmp_path / "taxonomy.json").write_text(json.dumps({"verbs": ["cut", "open"], "nouns": ["bread", "lid"]}))
+    rows = [
+        {"video_uid": "a", "clip_uid": "k", "action_idx": i, "clip_parent_start_sec": 0.0}
+        | {"action_clip_start_sec": i / 2, "action_clip_end_sec": i / 2 + 0.4}
+        for i in range(6)
+    ]
+    (tmp_path / "lta.json").write_text(json.dumps({"clips": rows}))
+    data = {"kind": "ego4d_lta", "root": str(tmp_path), "annotations": "lta.json", "taxonomy": "taxonomy.json"}
+    data |= {"videos": str(clips / "videos"), "seen": 2, "ahead": 4}
+    run(configured(checkpoint, tasks=[{"task": "ego4d_lta", "data": data}], rows=["blind"], out=str(tmp_path / "out")))
+    answers = json.loads((tmp_path / "out/submission_ego4d_lta.json").read_text())
+    assert list(answers) == ["k_1"]
+    for name in ("verb", "noun"):
+        assert [len(candidate) for candidate in answers["k_1"][name]] == [4] * 5
+        assert {label for candidate in answers["k_1"][name] for label in candidate} <= {0, 1}
 
 
 def test_questions_about_images_and_text_alone(checkpoint, clips, tmp_path):

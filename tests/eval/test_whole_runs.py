@@ -35,7 +35,7 @@ def smoke(tmp_path_factory):
     return make("smoke", tmp_path_factory.mktemp("smoke"), progress=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def values(checkpoint, smoke):
     data = {"kind": "synthetic", "root": str(smoke), "tier": "smoke"}
     return {"model": str(checkpoint), "data": data, "tasks": TASKS, "rows": ROWS, "max_samples": 4, "batch_size": 3}
@@ -79,10 +79,12 @@ def record_of(folder, scores_alone=False):
     return record
 
 
-@pytest.fixture
-def whole(values, tmp_path):
-    finished(started(values, tmp_path / "whole"))
-    return tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole(values, tmp_path_factory):
+    """The folder of an evaluation that nothing happened to."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    finished(started(values, folder))
+    return folder
 
 
 def test_killed_twice_and_started_again_ends_with_the_same_record(values, whole, tmp_path):
@@ -97,7 +99,7 @@ def test_killed_twice_and_started_again_ends_with_the_same_record(values, whole,
         finished(process, -signal.SIGKILL)
         assert not (out / "record.json").exists()
     held = journal.read_text().count("\n") - 1
-    assert 0.6 * total <= held < total, "killed in the middle"
+    assert total / 2 < held < total, "killed in the middle"
     finished(started(values, out))
     assert record_of(out) == record_of(whole)
     assert sorted(path.name for path in out.iterdir()) == ["record.json", "samples.jsonl"]
