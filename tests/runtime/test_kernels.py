@@ -40,8 +40,9 @@ def calls(monkeypatch):
 
         return call
 
-    for name in ("gather_norm", "scatter_update", "gather_rows"):
-        monkeypatch.setattr(dispatch, name, counted(name, getattr(dispatch, name)))
+    for name in ("gather_norm", "scatter_update", "gather_rows", "decode_attention"):
+        short = name.removesuffix("_attention")
+        monkeypatch.setattr(dispatch, name, counted(short, getattr(dispatch, name)))
     monkeypatch.setattr("vtskip.runtime.packed.by_kernel", counted("attention", dispatch.packed_attention))
     return counts
 
@@ -99,6 +100,24 @@ def test_cached_steps(triton, calls):
             ours = steps()
     assert (ours - expected).abs().max() <= 2e-5
     assert before.get("attention", 0) == 0 and calls["attention"] >= 4
+
+
+@pytest.mark.parametrize("name", ["llava-llama", pytest.param("llava-mistral", marks=pytest.mark.slow)])
+def test_decoding_a_batch(name, triton, calls):
+    """Samples of different lengths, left padding, a window: the cache's slots differ, and K and V are read in place."""
+    family, model = FAMILIES[name], model_of(name)
+    batch = family.batch(["long", "short"], dtype=torch.float32)
+    options = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "output_logits": True}
+
+    def logits():
+        return torch.stack(model.generate(**batch, **options, return_dict_in_generate=True).logits)
+
+    with torch.no_grad(), vtskip.attach(model, SPECS["mod"]):
+        expected = logits()
+        assert "decode" not in calls
+        with choice.use("decode=triton"):
+            ours = logits()
+    assert (ours - expected).abs().max() <= 2e-5 and calls["decode"] == 2  # the layers that skip
 
 
 def test_what_cannot_run_is_said(triton):

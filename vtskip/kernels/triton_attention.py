@@ -298,14 +298,15 @@ def decode_attention(
     scale: float,
     key_ok: Tensor | None = None,
     softcap: float | None = None,
-    splits: int = 8,
+    splits: int | None = None,
 ) -> Tensor:
     """One new row per sample against a cache: ``q`` ``[B, heads, d]``, ``k``, ``v`` ``[B, kv_heads, slots, d]`` as a KV
     cache holds them, ``length`` ``[B]`` slots in use, ``key_ok`` ``[B, slots]``. Without gradient. -> ``[B, heads, d]``.
 
-    Keys are split over programs, so that a single row fills the device.
+    Keys are split over programs, so that a single row fills the device: one for every 256 slots, up to 16, or ``splits``.
     """
     batch, slots = k.shape[0], k.shape[2]
+    splits = splits or max(1, min(16, slots // 256))
     lo = torch.arange(batch, device=q.device, dtype=torch.int32) * slots
     ok = None if key_ok is None else key_ok.reshape(-1)
     return attend(q, k.transpose(1, 2), v.transpose(1, 2), lo, (lo + length).int(), scale, ok, softcap, splits)[0]

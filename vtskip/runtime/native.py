@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vtskip.models.layers import PRE_NORM, LayerParts
+from vtskip.runtime import decode
 from vtskip.runtime.cache import cache_layer
 from vtskip.runtime.checkpoints import own_forward
 from vtskip.runtime.frozen_tail import FrozenRun
@@ -71,4 +72,6 @@ def text_step(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -
         index = torch.arange(length, device=hidden_states.device).expand(batch, -1)
         pos, ok = stored.visible(past + index, None)
         mask = step.subset(index, None, pos, ok, kind)
+        if length == 1 and decode.by_kernel(layer, hidden_states, kind):
+            return decode.step(layer, hidden_states, kwargs, mask)
     return native(layer, hidden_states, {**kwargs, "attention_mask": mask})
