@@ -12,6 +12,37 @@ from vtskip.train import TrainConfig, run
 OF_THE_MACHINE = {"seconds", "tokens_per_second", "data_wait", "memory_gib"}
 
 
+def tiny_values(root, out):
+    """Values of a TrainConfig: three steps of a tiny model with ``mod`` routers on the smoke tier in ``root``."""
+    return {
+        "out": str(out),
+        "method": {"name": "mod", "keep": 0.4},
+        "model": {
+            "vision": {"width": 32, "layers": 1, "head_width": 16, "patch_size": 16, "image_size": 32},
+            "pool": [2, 2],
+            "lm": {
+                "model_type": "llama",
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+            },
+            "tokenizer": "words",
+        },
+        "data": {
+            "kind": "synthetic",
+            "root": str(root),
+            "tier": "smoke",
+            "split": "train",
+            "system": "You see it.",
+            "instruction": "Narrate.",
+        },
+        "optim": {"steps": 3, "batch_size": 2, "lr": 0.01},
+        "log_every": 1,
+        "cache_frames": 1000,
+    }
+
+
 def train(values, resume="never"):
     return run(parse(TrainConfig, values, "test"), resume=resume, progress=False)
 
