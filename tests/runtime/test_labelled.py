@@ -269,3 +269,21 @@ def test_a_large_vocabulary_costs_no_memory_where_nothing_is_learned():
         with vtskip.attach(model, "dense", lossless=on) as handle, handle.rows(vision):
             peaks.append(cpu_peak_bytes(one_step))
     assert peaks[1] > 2 * logits and peaks[0] < 0.5 * logits
+
+
+@pytest.mark.slow
+def test_compiled_models_keep_their_logits():
+    """Another number of labels in each step would mean another graph."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**TEXT, "num_hidden_layers": 2})).double().train()
+    model.loss_function = wide_loss
+    ids, vision = torch.randint(3, 90, (2, 24)), torch.zeros(2, 24, dtype=torch.bool)
+    vision[:, 3:15] = True
+    labels = ids.masked_fill(torch.arange(24) < 18, -100)
+    expected = model(ids, labels=labels).loss
+    torch._dynamo.reset()
+    with vtskip.attach(model, "dense") as handle, handle.rows(vision):
+        model.get_decoder().compile(backend="eager", fullgraph=True)
+        out = model(ids, labels=labels, use_cache=False)
+    torch._dynamo.reset()
+    assert out.logits is not None and (out.loss - expected).abs() <= 1e-12
