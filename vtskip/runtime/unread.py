@@ -91,7 +91,7 @@ def read_part(plan: LayerPlan, rows: RowMap, unread: Unread, compact: bool, text
     odd = compact or rows.bounds or (plan.gain_skipped and plan.gain_on == "delta")
     if odd or rows.is_all(read) or not attend.width or attend.packed is not attend:
         return plan
-    plain = not text_too and rows.memo[READ_OR_TEXT] is rows.text  # all that is read is text, which always runs
+    plain = not text_too and rows.memo[READ_OR_TEXT].counts == rows.text_counts  # all that is read is text, which runs
 
     def cut(part: RowSet) -> RowSet:
         if plain or rows.is_all(part):
