@@ -201,7 +201,9 @@ class Bench:
                     warm = True
                 tell(f"{title}, round {i} of {rounds}")
                 line = dict(zip(("row", "task", "uid"), key)) | {"values": self._round(i, one)}
+                line["left_out"] = dict(self.left_out)
                 journal.add([line])
+            self.left_out |= line["left_out"]
             found.append(line["values"])
         return found
 

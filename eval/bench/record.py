@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import statistics
@@ -80,6 +81,9 @@ def run_case(
     config: BenchConfig, name: str, setting: Setting, machine: roof.Machine, journal: Journal, tell: Any
 ) -> dict[str, Any]:
     tell(f"{name}: building the model" if name else "building the model")
+    gc.collect()  # the model of the case before, which takes much of a GPU
+    if config.device.startswith("cuda"):
+        torch.cuda.empty_cache()
     bench = Bench(config, setting)
     times = bench.measure(name, journal, tell)
     tell(f"{name}: memory" if name else "memory")

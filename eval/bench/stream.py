@@ -57,6 +57,10 @@ def run(config: StreamConfig, progress: Tell | None = None, journal: Path | None
             for spec in (config.bounded.methods if config.bounded else [])
         ]
         machine = machine.best(roof.measure(config.device, dtype))
+        for cell in (
+            cells if config.device.startswith("cuda") else []
+        ):  # last: a capture that fails may break the device
+            bench.graphs(cell, tell)
         for cell in cells:
             _add_floors(cell, machine, roof.weight_bytes(bench.model))
     finally:
@@ -183,7 +187,7 @@ class StreamBench:
 
     def row(self, stream: Stream, times: dict[str, list[float]], frames: int) -> dict[str, Any]:
         own = times[stream.name]
-        out = {
+        return {
             "name": stream.name,
             "method": stream.spec,
             "ms_per_frame": {k: round(1000 * v, 4) for k, v in spread(own).items()},
@@ -191,9 +195,6 @@ class StreamBench:
             "kv_bytes_per_step": kv_bytes(stream.cache),
             "flops_per_frame": self.flops(stream) // frames,
         }
-        if self.device.startswith("cuda"):
-            out |= self.on(stream, lambda handle: self.graphed(stream, frames))
-        return out
 
     def flops(self, stream: Stream) -> int:
         """FLOPs of one step, as modelled from what ran."""
@@ -207,18 +208,29 @@ class StreamBench:
 
         return self.on(counted, count)
 
-    def graphed(self, stream: Stream, frames: int) -> dict[str, Any]:
-        """Milliseconds per frame of the step as one captured graph, or why it cannot be captured."""
-        try:
-            replay = captured(self.model, self.inputs(stream))
-        except Exception as e:  # any operation that waits for the host ends a capture, each with an error of its own
-            return {"graph": f"not captured: {type(e).__name__}: {e}".splitlines()[0][:200]}
+    # ---------------------------------------------------------------- as captured graphs
+
+    def graphs(self, cell: dict[str, Any], tell: Tell, capture: Any = None) -> None:
+        """Add ``graph`` to the rows of a cell: milliseconds per frame of the step as one captured graph, or why it has none."""
+        context, per_step, streams = (cell[key] for key in ("context", "frames_per_step", "streams"))
+        for row in cell["rows"]:
+            tell(f"captured graph of {row['name']}, {context} cached frames, {per_step} per step, {streams} streams")
+            try:
+                stream = self.opened(row["name"], row["method"], context, per_step, streams)
+                row["graph"] = self.on(stream, partial(self.graphed, stream, per_step * streams, capture))
+            except (
+                Exception
+            ) as e:  # any operation that waits for the host ends a capture, each with an error of its own
+                row["graph"] = f"not captured: {type(e).__name__}: {e}".splitlines()[0][:200]
+
+    def graphed(self, stream: Stream, frames: int, capture: Any, handle: Any) -> dict[str, float]:
+        replay = captured(self.model, self.inputs(stream), capture)
         seconds = []
         for _ in range(self.config.rounds):
             start = now(self.device)
             replay()
             seconds.append((now(self.device) - start) / frames)
-        return {"graph": {k: round(1000 * v, 4) for k, v in spread(seconds).items()}}
+        return {k: round(1000 * v, 4) for k, v in spread(seconds).items()}
 
     # ---------------------------------------------------------------- bounded memory
 

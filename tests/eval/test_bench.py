@@ -154,7 +154,9 @@ def ratio_at_all_layers(config, small, method):
 
 
 def test_a_bench_that_was_killed_goes_on(tmp_path, monkeypatch):
-    config = BenchConfig(**TINY, rounds=3, train_rounds=0, decode_rows=0, methods=["skip_ffn"])
+    config = BenchConfig(
+        **TINY, rounds=3, train_rounds=0, decode_rows=0, methods=["skip_ffn"], controls=["mixture_of_depth"]
+    )
     added, add = [], Journal.add
 
     def dies(self, lines):
@@ -171,7 +173,10 @@ def test_a_bench_that_was_killed_goes_on(tmp_path, monkeypatch):
     record = run(config, said.append, tmp_path)
     assert [text for text in said if "round" in text] == ["prefill and decode, round 3 of 3"]
     times = [line["values"]["skip_ffn"]["prefill"] * 1000 for line in added]
-    assert record["methods"][2]["times_ms"]["prefill"]["p20"] <= max(times)
+    assert by_name(record)["skip_ffn"]["times_ms"]["prefill"]["p20"] <= max(times)
+    said.clear()
+    again = run(config, said.append, tmp_path)  # killed after the last round: nothing is measured anew
+    assert not [text for text in said if "round" in text] and again["left_out"] == record["left_out"]
     said.clear()
     run(config.model_copy(update={"seed": 1}), said.append, tmp_path)
     assert sum("round" in text for text in said) == 3  # another bench's rounds are not taken

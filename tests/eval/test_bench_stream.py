@@ -103,6 +103,22 @@ def test_captured_step_is_the_step(spec):
     bench.on(stream, play)
 
 
+def test_graphs_are_timed_or_say_why_not():
+    bench = StreamBench(SMALL.model_copy(update={"contexts": [16], "bounded": None}), torch.float32)
+    cell, count = bench.cell((16, 1, 1), print), []
+
+    def capture(step):
+        count.append(step())
+        if len(count) == 2:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return lambda: None
+
+    bench.graphs(cell, print, capture)
+    stock, dense, mod = (row["graph"] for row in cell["rows"])
+    assert stock["p20"] <= stock["median"] and mod["median"] >= 0
+    assert dense == "not captured: RuntimeError: operation not permitted when stream is capturing"
+
+
 def test_killed_bench_goes_on_with_the_next_cell(tmp_path, monkeypatch):
     add = Journal.add
 
