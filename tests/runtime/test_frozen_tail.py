@@ -176,3 +176,16 @@ def test_runs_of_consecutive_layers(llava):
             planned = [layer for layer in llava.get_decoder().layers if hasattr(layer, "vtskip")]
             found = [layer.vtskip.runtime.frozen for layer in planned if type(layer.vtskip).__name__ == "ShortVPlanner"]
             assert [None if run is None else (run.first, len(run.layers)) for run in found] == expected
+
+
+def test_text_alone_in_training(llava):
+    """A process whose batch has no image makes K and V in one go all the same: of rows that change nothing."""
+    batch, found = FAMILIES["llava-qwen2"].batch(["text", "text"]), []
+    for spec in (SEPARATE, JOINED):
+        model = copy.deepcopy(llava).train()
+        with vtskip.attach(model, spec, lossless=False):
+            model(**batch, use_cache=False).logits.square().mean().backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[1].items():
+        assert (gradient - found[0][name]).abs().max() <= 1e-9, name
