@@ -46,12 +46,12 @@ class DataConfig(StrictModel):
     kind does not know is an error.
 
     Attributes:
-        splits: JSON file of id lists per split; COIN has its own subsets without one.
+        splits: JSON file of id lists per split, or ``val.txt`` with an id per line; COIN has its own subsets without one.
         max_frames: longer videos are cut into several samples (streams) or sampled more thinly (questions).
         system, instruction, lead_in, tail: see ``vtskip.data.dialogue.Dialogue``.
         passes: of the public Ego4D narration file.
         level: which steps of GoalStep are told (steps, substeps or both); of the synthetic set what changes between frames
-            although nothing happens (L0 to L4). relevance: the steps of GoalStep that are told.
+            although nothing happens (L0 to L4). relevance: of GoalStep's steps.
         taxonomy, seen, ahead: of LTA: the class names, how many actions are seen and asked for.
         takes: Ego-Exo4D's ``takes.json``. ego_visible: leave out what the wearer's camera does not show.
         tier, seed, holdout, grammar: of the synthetic set, see ``vtskip.data.synthetic.make``.

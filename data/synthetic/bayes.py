@@ -6,7 +6,7 @@ are those of the COIN questions, pooled over a test split (``eval``'s strict den
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from vtskip.data.coin import HORIZON
 from vtskip.data.files import read_json
+from vtskip.data.synthetic.draw import Tone
 from vtskip.data.synthetic.holdout import Rules, ceilings, transitions
 from vtskip.data.synthetic.task_plan import paths_of, tasks_of
 from vtskip.data.synthetic.tasks import TASKS, Step
@@ -96,7 +97,7 @@ def task_ceilings(rules: Rules) -> dict[str, Known]:
 def table_ceilings(rules: Rules, steps: int = 6) -> dict[str, Known]:
     """Of the free grammar, over clips of ``steps`` steps. There is one goal, which tells nothing."""
     held = ceilings(rules, steps)
-    tones = ("dark", "light") if rules.holdout == "backgrounds" else (None,)
+    tones: Sequence[Tone | None] = ("dark", "light") if rules.holdout == "backgrounds" else (None,)
     best = blind = total = 0.0
     for tone in tones:
         start, move = transitions(rules, tone)

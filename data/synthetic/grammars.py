@@ -64,9 +64,10 @@ class Visit:
 class Grammar(Protocol):
     """What makers and exporters ask."""
 
-    verbs: Mapping[str, str]  # verb -> LTA class
-    nouns: Mapping[str, str]  # noun -> LTA class
-
+    @property
+    def verbs(self) -> Mapping[str, str]: ...  # verb -> LTA class
+    @property
+    def nouns(self) -> Mapping[str, str]: ...  # noun -> LTA class
     def plan(self, uid: str, seed: tuple[int, ...], seconds: tuple[float, float], fps: int, rules: Rules) -> Plan: ...
     def facts(self, plan: Plan) -> dict[str, Any]: ...
     def hard(self, seed: tuple[int, ...]) -> bool: ...
