@@ -35,9 +35,10 @@ def kinds_of(sample: Sample) -> np.ndarray:
 
 @lru_cache(maxsize=512)  # every row asks for the same samples
 def _kinds(path: Path, frames: tuple[int, ...]) -> np.ndarray:
-    value = read_json(path) if frames else None
-    cells = [rasterise(value, frame, (PATCHES, PATCHES)) for frame in frames]
-    return np.stack(cells) if cells else np.zeros((0, PATCHES, PATCHES), np.uint8)
+    if not frames:
+        return np.zeros((0, PATCHES, PATCHES), np.uint8)
+    value = read_json(path)
+    return np.stack([rasterise(value, frame, (PATCHES, PATCHES)) for frame in frames])
 
 
 def pooled(kinds: np.ndarray, pool: Sequence[int], rows: int) -> np.ndarray:

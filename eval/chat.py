@@ -37,8 +37,11 @@ class Decoding:
 class Answerer(Protocol):
     """A model that answers talks. ``handle`` is that of its method."""
 
-    handle: Handle
     device: torch.device
+
+    @property
+    def handle(self) -> Handle:
+        """Of the method that is attached."""
 
     def answer(self, talks: Sequence[Talk], decoding: Decoding) -> list[Answer]:
         """One answer per talk; talks of a batch do not change each other."""

@@ -60,7 +60,8 @@ class SeenStream(MeteredStream):
 
     def __init__(self, model: Any):
         super().__init__(model)
-        self.first_tokens, self._began = [], None
+        self.first_tokens = []
+        self._began: float | None = None
 
     def encode(self, frames: Any) -> Any:
         self._began = time.perf_counter()
@@ -111,8 +112,9 @@ class StreamSubject:
     def _kinds(self, prompt: Prompt) -> np.ndarray | None:
         """``[N, F]`` kinds of the rows as they are now; None where they are unknown or have no place."""
         pool = self.checkpoint.model.config.pool
-        known = prompt.kinds is not None and pool is not None and len(prompt.frames)
-        return areas.pooled(prompt.kinds, pool, self.checkpoint.template.frame_tokens) if known else None
+        if prompt.kinds is None or pool is None or not len(prompt.frames):
+            return None
+        return areas.pooled(prompt.kinds, pool, self.checkpoint.template.frame_tokens)
 
     def _watch(self, prompt: Prompt) -> None:
         self.stream.kept = None if self._kinds(prompt) is None else []
