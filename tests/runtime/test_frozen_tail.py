@@ -188,4 +188,4 @@ def test_text_alone_in_training(llava):
         found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[1].items():
-        assert (gradient - found[0][name]).abs().max() <= 1e-9, name
+        assert (gradient - found[0][name]).abs().max() <= 2**-20, name  # norms round to float32 in the middle
