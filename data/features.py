@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,9 @@ class FeatureCache:
                 return None
             if path.is_file():  # finished between the look and the claim
                 return "kept"
+            if find_spec("fcntl") is not None:  # what a killed process left of this video: no one else may be at it
+                for part in path.parent.glob(f".{path.name}.*.part"):
+                    part.unlink(missing_ok=True)
             self._make(video, path, encode, batch)
             return "made"
 

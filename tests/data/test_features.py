@@ -193,3 +193,33 @@ def test_processes_share_the_work_and_a_killed_one_s_share_is_taken_over(tmp_pat
     for video in videos:
         frames = sampled(probe(video), 2)
         assert torch.equal(cache.read(video, frames), encode(read_frames(video, frames, 32)))
+
+
+def _stuck_in_a_save(folder, videos):
+    def half(tensors, path, metadata):
+        path.write_bytes(b"\0" * 100)
+        time.sleep(600)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", half)
+        FeatureCache(folder, SPEC, torch.float64).fill(videos, encode, lambda *told: None)
+
+
+def test_a_process_killed_while_it_writes_leaves_nothing_that_is_read(tmp_path):
+    videos = [gray_clip(tmp_path / f"{i}.mp4", count=20 + i, fps=10) for i in range(3)]
+    log, context = tmp_path / "log", multiprocessing.get_context("fork")
+    stuck = context.Process(target=_stuck_in_a_save, args=(tmp_path / "f", videos))
+    stuck.start()
+    while not any(part.stat().st_size for part in (tmp_path / "f").rglob("*.part")):
+        time.sleep(0.02)
+    workers = [context.Process(target=_work, args=(tmp_path / "f", videos, log, 0)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    os.kill(stuck.pid, signal.SIGKILL)
+    for process in (stuck, *workers):
+        process.join()
+    assert [w.exitcode for w in workers] == [0, 0] and not list((tmp_path / "f").rglob("*.part"))
+    cache = FeatureCache(tmp_path / "f", SPEC)
+    for video in videos:
+        frames = sampled(probe(video), 2)
+        assert torch.equal(cache.read(video, frames), encode(read_frames(video, frames, 32)))
