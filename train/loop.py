@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch.distributed as dist
@@ -22,6 +21,7 @@ from vtskip.train.faults import LossGuard, StopSignals
 from vtskip.train.loading import ORIGIN, Waited, batches_of, make_loader
 from vtskip.train.options import KeepWarmup, Sampling, Watch
 from vtskip.train.probe import Probe, grid_of
+from vtskip.train.safe_load import numbers_only
 from vtskip.train.state import load_state, save_state
 from vtskip.train.warmup import KeepSchedule
 from vtskip.train.watch import Watcher
@@ -75,13 +75,8 @@ class RunTrainer(Trainer):
             self._load_from_checkpoint(str(checkpoint))
         else:
             self.resumed = checkpoint
-            with self.signals.listening():
-                try:
-                    self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-                except UnpicklingError as e:  # torch.load takes tensors and plain values only
-                    raise CheckpointError(
-                        f"{checkpoint}: more than numbers in it, so it is not read ({one_line(e)})"
-                    ) from None
+            with self.signals.listening(), numbers_only(checkpoint, self.is_deepspeed_enabled):
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             self.signals.raise_if_stopped(self.out, self.state.global_step)
         self.save_finished()
 
