@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMED = ("seconds_per_frame", "frames_per_second", "tokens_per_second", "first_token_seconds", "peak_memory")
 TASKS = [
     {"task": "ego4d_narration", "data": {"lead_in": True}},
-    {"task": "ego4d_narration_rollout", "data": {"lead_in": True}, "max_samples": 2},
+    {"task": "ego4d_narration_rollout", "data": {"lead_in": True}, "max_samples": 1},
     "coin_step",
     "coin_next",
 ]
@@ -38,7 +38,7 @@ def smoke(tmp_path_factory):
 @pytest.fixture(scope="module")
 def values(checkpoint, smoke):
     data = {"kind": "synthetic", "root": str(smoke), "tier": "smoke"}
-    return {"model": str(checkpoint), "data": data, "tasks": TASKS, "rows": ROWS, "max_samples": 4, "batch_size": 3}
+    return {"model": str(checkpoint), "data": data, "tasks": TASKS, "rows": ROWS, "max_samples": 3, "batch_size": 2}
 
 
 def started(values, folder, *launcher, **changes):
