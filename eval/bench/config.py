@@ -95,7 +95,7 @@ class Setting(Decoder):
 
 
 def _may_be_left_out(field: FieldInfo) -> Any:
-    bounded = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    bounded: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     return (bounded | None, None)
 
 
@@ -135,7 +135,7 @@ class BenchConfig(Setting):
     dtype: Dtype = "float32"
     device: str = "cpu"
     kernels: list[KernelCase] = []
-    cases: list[Case] = []  # type: ignore[valid-type]
+    cases: list[Case] = []
     seed: int = 0
 
     @model_validator(mode="after")

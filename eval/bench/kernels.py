@@ -29,7 +29,7 @@ def compare(case: KernelCase, device: str, dtype: torch.dtype) -> dict[str, Any]
     rows, (q, k, v) = packed_rows(case, device), _tensors(case, device, dtype)
     scale = case.head_dim**-0.5
     with torch.no_grad():
-        truth = packed_attention(*(t.float() for t in (q, k, v)), rows, scale=scale, kernel="sdpa")
+        truth = packed_attention(q.float(), k.float(), v.float(), rows, scale=scale, kernel="sdpa")
     found: dict[str, dict[str, Any]] = {}
     for name in (TORCH_FLASH, *(n for n in TABLE["attention"] if n not in ON_REQUEST)):
         try:

@@ -51,7 +51,7 @@ class Bench:
             return subject
         first = next((s for s in self.subjects if s.run == "attached" and s.spec in self.setting.methods), None)
         ratio = 0.5 if first is None else self.flops(first)["prefill"][0]
-        rows = downsampled(self.setting, ratio)
+        rows = downsampled(self.setting, self.shape, ratio)
         return replace(subject, name=f"downsample to {rows} rows per frame", frame_rows=rows)
 
     def batch(self, subject: Subject) -> Batch:

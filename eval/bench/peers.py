@@ -16,7 +16,7 @@ def mixture_of_depth(model: Any) -> Iterator[None]:
     The package puts wrappers of its own in the place of every other layer. Whatever keeps it from running here (it was
     written for transformers 4) is raised as it comes: the bench writes it down as the reason why the row is missing.
     """
-    from MoD import apply_mod_to_hf  # type: ignore[import-not-found]
+    from MoD import apply_mod_to_hf
 
     layers, cls, name = model.model.layers, type(model), type(model).__name__
     model.config.architectures = [name]

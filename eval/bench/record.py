@@ -89,7 +89,7 @@ def run_case(
     tell(f"{name}: memory" if name else "memory")
     ran = [s for s in bench.subjects if s.name not in bench.left_out]
     rows = [_row(bench, s, times, machine) for s in ran]
-    peaks = {
+    peaks: dict[str, int] = {
         phase: bench.peak(Subject(DENSE), phase) for phase in ("prefill", "train", "checkpointed") if phase in times
     }
     for row, subject in zip(rows, ran):

@@ -6,10 +6,8 @@ to read in a long context, several frames in one step, several streams that shar
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,18 +22,18 @@ from transformers import DynamicCache
 import vtskip
 from vtskip.eval.bench import machine as roof
 from vtskip.eval.bench.batch import build_model
+from vtskip.eval.bench.bounded import bounded
 from vtskip.eval.bench.clock import now, ratio_stats, rotated, spread
 from vtskip.eval.bench.graph import captured
-from vtskip.eval.bench.stream_config import Bounded, StreamConfig
+from vtskip.eval.bench.stream_config import StreamConfig
 from vtskip.eval.bench.subjects import DENSE, label
 from vtskip.eval.journal import Journal
 from vtskip.eval.provenance import provenance
 from vtskip.runtime.attach import attach
 from vtskip.runtime.cache import SkipCache, kv_bytes
-from vtskip.runtime.forget import forget
 from vtskip.runtime.slots import SkipCacheLayer
 
-SEED_FRAMES = 8  # frames that are really fed; a longer context repeats their K/V
+SEED_FRAMES = 8  # at most so many frames are really fed; a longer context repeats their K/V
 Tell = Callable[[str], None]
 
 
@@ -52,15 +50,14 @@ def run(config: StreamConfig, progress: Tell | None = None, journal: Path | None
         machine = roof.measure(config.device, dtype)
         bench = StreamBench(config, dtype)
         cells = [_kept(notes, ("cell", *map(str, cell)), partial(bench.cell, cell, tell)) for cell in config.cells()]
-        bounded = [
-            _kept(notes, ("bounded", label(spec), ""), partial(bench.bounded, spec, config.bounded, tell))
+        without_end = [
+            _kept(notes, ("bounded", label(spec), ""), partial(bounded, bench, spec, tell))
             for spec in (config.bounded.methods if config.bounded else [])
         ]
         machine = machine.best(roof.measure(config.device, dtype))
-        for cell in (
-            cells if config.device.startswith("cuda") else []
-        ):  # last: a capture that fails may break the device
-            bench.graphs(cell, tell)
+        if config.device.startswith("cuda"):  # last: a capture that fails may break the device
+            for cell in cells:
+                bench.graphs(cell, tell)
         for cell in cells:
             _add_floors(cell, machine, roof.weight_bytes(bench.model))
     finally:
@@ -71,7 +68,7 @@ def run(config: StreamConfig, progress: Tell | None = None, journal: Path | None
         "config": config.model_dump(mode="json"),
         "weight_bytes": roof.weight_bytes(bench.model),
         "cells": cells,
-        "bounded": bounded,
+        "bounded": without_end,
         "roof": machine.as_dict(),
         **provenance(config.seed),
     }
@@ -149,14 +146,18 @@ class StreamBench:
             with attach(self.model, stream.spec) as handle, handle.rows(self.vision, self.group):
                 return work(handle)
 
+    def stream(self, name: str, spec: Any, cache: Any, frames: int, streams: int = 1) -> Stream:
+        """A stream into which ``frames`` frames go per step."""
+        return Stream(name, spec, cache, self.pool[:streams, : frames * self.config.frame_rows])
+
     def opened(self, name: str, spec: Any, frames: int, per_step: int, streams: int) -> Stream:
         """A stream that has seen ``frames`` frames: some are fed, and what they left in the cache is repeated."""
-        rows, seed = self.config.frame_rows, min(SEED_FRAMES, frames)
-        stream = Stream(name, spec, DynamicCache() if spec is None else SkipCache(), self.pool[:streams, : seed * rows])
-        self.on(stream, lambda handle: self.step(stream))
-        repeat_rows(stream.cache, -(-frames // seed), seed * rows)
-        stream.embeds = self.pool[:streams, : per_step * rows]
-        return stream
+        seed = max(n for n in range(1, SEED_FRAMES + 1) if frames % n == 0)
+        cache = DynamicCache() if spec is None else SkipCache()
+        first = self.stream(name, spec, cache, seed, streams)
+        self.on(first, lambda handle: self.step(first))
+        repeat_rows(cache, frames // seed, first.embeds.shape[1])
+        return self.stream(name, spec, cache, per_step, streams)
 
     # ---------------------------------------------------------------- a cell
 
@@ -231,54 +232,6 @@ class StreamBench:
             replay()
             seconds.append((now(self.device) - start) / frames)
         return {k: round(1000 * v, 4) for k, v in spread(seconds).items()}
-
-    # ---------------------------------------------------------------- bounded memory
-
-    def bounded(self, spec: Any, how: Bounded, tell: Tell) -> dict[str, Any]:
-        """Time per frame, rows that leave included, after few and after many frames of one and the same stream."""
-        name, rows = f"vtskip {label(spec)}", self.config.frame_rows
-        tell(f"{name}: a bounded stream of {how.frames[1]} frames")
-        stream = Stream(name, spec, SkipCache(), self.pool[:1, : how.fed * rows])
-
-        def feed(frames: int) -> None:
-            for _ in range(-(-frames // how.fed)):
-                self.push(stream, how.window_frames)
-
-        def play(handle: Any) -> tuple[list[list[float]], list[int]]:
-            feed(how.frames[0])
-            early = Stream(name, spec, copy.deepcopy(stream.cache), self.pool[:1, :rows])
-            feed(how.frames[1] - how.frames[0])
-            late = Stream(name, spec, stream.cache, self.pool[:1, :rows])
-            cycle = max(1, how.window_frames // 8)
-            found: list[list[float]] = [[], []]
-            for i in range(how.rounds + 1):
-                for at in rotated([0, 1], i):
-                    start = now(self.device)
-                    for _ in range(cycle):
-                        self.push((early, late)[at], how.window_frames)
-                    if i:
-                        found[at].append((now(self.device) - start) / cycle)
-            return found, [kv_bytes(s.cache) for s in (early, late)]
-
-        times, held = self.on(stream, play)
-        return {
-            "name": name,
-            "method": spec,
-            "window_frames": how.window_frames,
-            "frames": list(how.frames),
-            "ms_per_frame": [round(1000 * statistics.median(t), 4) for t in times],
-            "kv_bytes": held,
-            "ratio": {k: round(v, 4) for k, v in ratio_stats(times[1], times[0]).items()},
-        }
-
-    def push(self, stream: Stream, window: int) -> None:
-        """One step behind a window of at most ``window`` frames; the first frame stays, an eighth leaves at once."""
-        rows = self.config.frame_rows
-        over = stream.cache.get_seq_length() + stream.embeds.shape[1] - window * rows
-        if over > 0:
-            leave = max(-(-over // rows), window // 8) * rows
-            forget(self.model, stream.cache, rows, rows + leave)
-        self.step(stream)
 
 
 def repeat_rows(cache: Any, times: int, rows: int) -> None:

@@ -7,8 +7,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vtskip.cost import full_flops
 from vtskip.eval.bench.config import Setting
 from vtskip.eval.bench.peers import mixture_of_depth
+from vtskip.plan import DecoderShape
+from vtskip.runtime.stats import LayerCount
 
 DENSE, CONTROL = "dense", "dense (control)"
 KEEP_ALL = {"name": "mod", "keep": 1.0}
@@ -65,11 +68,16 @@ def fitted(setting: Setting, spec: str | dict[str, Any] | None) -> str | dict[st
     return out
 
 
-def downsampled(setting: Setting, flops_ratio: float) -> int:
-    """Vision rows per frame of a dense run whose rows, text included, are about ``flops_ratio`` of all."""
+def downsampled(setting: Setting, shape: DecoderShape, flops_ratio: float) -> int:
+    """Vision rows per frame at which the stock model costs nearest to ``flops_ratio`` of what it costs on all."""
     full = -(-setting.vision_rows // setting.frames)
-    fewer = (flops_ratio * (setting.vision_rows + setting.text_rows) - setting.text_rows) / setting.frames
-    return min(full, max(1, round(fewer)))
+
+    def cost(rows: int) -> int:
+        count, n = LayerCount(), setting.text_rows + rows * setting.frames
+        count.add(n, n * n, 0)
+        return full_flops(shape, count)
+
+    return min(range(1, full + 1), key=lambda rows: abs(cost(rows) - flops_ratio * cost(full)))
 
 
 @contextmanager

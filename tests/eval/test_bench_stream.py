@@ -136,6 +136,13 @@ def test_killed_bench_goes_on_with_the_next_cell(tmp_path, monkeypatch):
     assert not any("1 streams" in text for text in said) and any("2 streams" in text for text in said)
 
 
+def test_context_is_exact():
+    bench = StreamBench(SMALL, torch.float32)
+    for frames in (16, 21, 23):
+        for spec in (None, METHODS[1]):
+            assert bench.opened("a", spec, frames, 1, 2).cache.get_seq_length() == frames * 5
+
+
 def test_configuration_of_a_stream():
     assert isinstance(load(None, ["rounds=2"], "bench_stream"), StreamConfig)
     assert load(None, [], "bench_stream").quick().rounds == 2
