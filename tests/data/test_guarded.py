@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from tests.data.gray import gray_clip
 from vtskip.data.collate import StreamCollator
-from vtskip.data.guarded import Guarded
+from vtskip.data.guarded import Guarded, _remove
 from vtskip.data.types import Sample
 from vtskip.errors import DataError, VideoError
 
@@ -106,6 +106,24 @@ def test_a_worker_that_dies_is_told_with_its_file(samples):
         list(loader)
     with pytest.raises(RuntimeError, match="something else"), guarded.named():
         raise RuntimeError("something else")
+
+
+def _die_after_reading(shown):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_elsewhere_is_told_as_it_is(samples):
+    guarded = Guarded(samples, _collator().look, "skip")
+    loader = DataLoader(guarded, batch_size=2, num_workers=1, collate_fn=_die_after_reading)
+    with pytest.raises(RuntimeError, match="DataLoader worker"), guarded.named():
+        list(loader)
+
+
+def test_only_its_maker_removes_the_notes(samples):
+    """And not a forked worker, in which the data set ends as well."""
+    guarded = Guarded(samples, _die)
+    _remove(guarded._notes, os.getppid())
+    assert guarded._notes.is_dir()
 
 
 def test_it_goes_to_spawned_workers_and_cleans_up(samples):
