@@ -49,18 +49,29 @@ def rotate(attn: nn.Module, x: Tensor, position_embeddings: tuple[Tensor, ...]) 
 
 
 @torch.no_grad()
-def last_row_scores(attn: nn.Module, normed: Tensor, valid: Tensor, position_embeddings: tuple[Tensor, ...]) -> Tensor:
+def last_row_scores(
+    attn: nn.Module,
+    norm: nn.Module,
+    x: Tensor,
+    valid: Tensor,
+    position_embeddings: tuple[Tensor, ...],
+    projected: Tensor | None = None,
+) -> Tensor:
     """Attention of every sample's last valid row to the rows of this forward, mean over heads: ``[B, S]``, fp32 or wider.
 
     One query row beside the fast attention; the full attention matrix is never formed.
+
+    Args:
+        x: ``[B, S, hidden]``, what enters the layer; ``norm`` its first norm. valid: ``[B, S]``.
+        projected: what ``k_proj`` has given for these rows, ``[B, S, kv_heads * head_dim]``, if that is there already.
     """
     batch, length = valid.shape
     place = torch.arange(length, device=valid.device)
     last = (valid * place).amax(1)
     rows = torch.arange(batch, device=valid.device)
     embeddings = tuple(t.expand(batch, -1, -1)[rows, last][:, None] for t in position_embeddings)
-    q = rotate(attn, _heads(attn, "q", normed[rows, last][:, None]), embeddings)
-    k = rotate(attn, _heads(attn, "k", normed), position_embeddings)
+    q = rotate(attn, _heads(attn, "q", norm(x[rows, last][:, None])), embeddings)
+    k = rotate(attn, _split(attn, "k", attn.k_proj(norm(x)) if projected is None else projected), position_embeddings)
     q = q.unflatten(1, (k.shape[1], -1))  # [B, kv_heads, heads per kv head, 1, head_dim]
     logits = (q @ k[:, :, None].transpose(-1, -2)).squeeze(-2) * attn.scaling
     if (cap := soft_cap(attn)) is not None:

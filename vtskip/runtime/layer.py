@@ -46,11 +46,13 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
             for rows_run in (part.attend, part.ffn):
                 rows_run.run_at_least_one()
     execution = Execution(layer, rows, part, hidden_states, kwargs)
-    if plan.score:
-        rows.memo[SCORES, run.index] = scores(layer, rows, hidden_states, kwargs)
     ran = execution.slots, execution.attend.samples, part, execution.packs, execution.ordered
     shared.record(run.index, plan, *ran)
-    out = execution.run(hidden_states)
+    if plan.score:
+        out, keys = with_keys(execution, hidden_states)
+        rows.memo[SCORES, run.index] = scores(layer, rows, hidden_states, kwargs, keys)
+    else:
+        out = execution.run(hidden_states)
     if plan.carry is not None and execution.cache is not None:
         skip_layer(execution.cache, run.index).carry = plan.carry
     return out
@@ -70,7 +72,26 @@ def planned(layer: nn.Module, rows: RowMap, x: Tensor, kwargs: dict[str, Any]) -
         return planner(rows, seen)
 
 
-def scores(layer: nn.Module, rows: RowMap, x: Tensor, kwargs: dict[str, Any]) -> Tensor:
+def with_keys(execution: Execution, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The layer's output, and what its ``k_proj`` gave on the way, ``[B, S, ...]`` with zeros where it ran no row.
+
+    None in place of the latter in a compiled graph, which cannot have a hook.
+    """
+    if torch.compiler.is_compiling():
+        return execution.run(x), None
+    noted: list[Tensor] = []
+    hook = execution.layer.self_attn.k_proj.register_forward_hook(lambda module, args, out: noted.append(out.detach()))
+    try:
+        out = execution.run(x)
+    finally:
+        hook.remove()
+    if not noted or noted[0].shape[:2] == x.shape[:2]:
+        return out, noted[0] if noted else None
+    keys = noted[0]
+    return out, execution.layout(execution.expose).put(keys.new_zeros(*x.shape[:2], keys.shape[-1]), keys)
+
+
+def scores(layer: nn.Module, rows: RowMap, x: Tensor, kwargs: dict[str, Any], keys: Tensor | None = None) -> Tensor:
     """This layer's attention of every sample's last row to the rows that are still there, ``[B, S]``."""
-    normed = getattr(layer, layer.vtskip.runtime.parts.attn_in)(x)
-    return last_row_scores(layer.self_attn, normed, rows.memo.get(LIVE, rows.valid), kwargs["position_embeddings"])
+    norm, live = getattr(layer, layer.vtskip.runtime.parts.attn_in), rows.memo.get(LIVE, rows.valid)
+    return last_row_scores(layer.self_attn, norm, x, live, kwargs["position_embeddings"], keys)
