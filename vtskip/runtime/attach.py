@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vtskip.errors import ConfigError, ModelError
 from vtskip.models.cls_attention import watch_cls
 from vtskip.models.families import decoder_of, family_of, shape_of, unwrap
+from vtskip.models.labelled import IGNORED
 from vtskip.models.layers import check_layers, parts_of
 from vtskip.models.sharding import elsewhere
 from vtskip.plan import MOVABLE, VIT_CLS, DecoderShape, LayerPlan, Planner, RowMap
@@ -249,7 +250,8 @@ def add_aux(state: StepState, module: nn.Module, args: Any, kwargs: dict[str, An
     aux = sum(loss.to(output.loss.device) for loss in state.aux)
     labels, items = kwargs.get("labels"), kwargs.get("num_items_in_batch")
     if labels is not None and items is not None:
-        aux = aux * labels.ne(-100).sum() / items
+        first = 0 if getattr(type(module), "picks_labelled_rows", False) else 1  # stock losses shift their labels
+        aux = aux * labels[:, first:].ne(IGNORED).sum() / items
     output.loss = output.loss + aux
 
 
