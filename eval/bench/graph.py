@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 
+from vtskip.runtime.attach import attached
+
 WARM_UP = 3
+Capture = Callable[[Callable[[], Any]], Callable[[], Any]]
 
 
-def captured(
-    model: Any, inputs: dict[str, Any], capture: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None
-) -> Callable[[], Any]:
+def captured(model: Any, inputs: dict[str, Any], capture: Capture | None = None) -> Callable[[], Any]:
     """A function that runs the kernels of ``model(**inputs)`` again, on the same memory.
 
-    What an attached method reads on the host (where the rows are) is read before the capture, in the model's pre-hooks: every
-    replay is the same step at the same place of the stream.
+    Where the vision rows are is read on the host once, by the model's own pre-hooks, and stays: every replay is the same step
+    at the same place of the stream, and what is made once per set of rows (indices, ranges) is made before the capture.
 
     Args:
         inputs: with ``past_key_values``, which holds the same rows afterwards.
@@ -25,27 +26,32 @@ def captured(
     Raises:
         RuntimeError: what torch raises when a step cannot be captured, for one because it waits for the host.
     """
-    cache = inputs["past_key_values"]
+    cache, handle = inputs["past_key_values"], attached(model)
     length = cache.get_seq_length()
 
     def undo() -> None:
-        rows = cache.get_seq_length() - length
-        if rows:
-            cache.crop(-rows)
+        added = cache.get_seq_length() - length
+        if added:
+            cache.crop(-added)
 
-    for _ in range(WARM_UP):
-        model(**inputs)
-        undo()
-    before = [*model._forward_pre_hooks.items()]
-    for key, hook in before:
+    for key, hook in [*model._forward_pre_hooks.items()]:
         hook(model, (), inputs) if key in model._forward_pre_hooks_with_kwargs else hook(model, ())
+    rows = None if handle is None else handle.state.rows
+
+    def step() -> Any:
+        if handle is not None:
+            handle.state.begin(rows)
+        return model.forward(**inputs)
+
     try:
-        replay = (capture or cuda_graph)(lambda: model.forward(**inputs))
+        for _ in range(WARM_UP):
+            step()
+            undo()
+        return (capture or cuda_graph)(step)
     finally:
         undo()
         model(**inputs)  # its hooks close what those above have opened
         undo()
-    return replay
 
 
 def cuda_graph(step: Callable[[], Any]) -> Callable[[], None]:

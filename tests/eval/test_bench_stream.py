@@ -146,3 +146,14 @@ def test_context_is_exact():
 def test_configuration_of_a_stream():
     assert isinstance(load(None, ["rounds=2"], "bench_stream"), StreamConfig)
     assert load(None, [], "bench_stream").quick().rounds == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_steps_are_captured_on_a_gpu():
+    """The replay computes what the step computed when it was captured."""
+    sizes = {"device": "cuda", "contexts": [16], "bounded": None, "hidden": 64, "kv_heads": 2}
+    bench = StreamBench(SMALL.model_copy(update=sizes), torch.float32)
+    cell = bench.cell((16, 1, 1), print)
+    bench.graphs(cell, print)
+    assert [type(row["graph"]) for row in cell["rows"]] == [dict] * 3, [row["graph"] for row in cell["rows"]]
