@@ -24,7 +24,7 @@ from vtskip.train.config import TrainConfig
 from vtskip.train.features import open_features
 from vtskip.train.trainer import StreamTrainer
 
-REPORTERS = {"tensorboard": ("torch.utils.tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 
 
 @contextmanager
