@@ -105,7 +105,7 @@ def asked_hooks(model: nn.Module, decoder: nn.Module, state: StepState) -> list[
 def labels_padding(inputs: dict[str, Any], shifted: bool) -> bool:
     """Whether a label is predicted at a row of padding: of left-padded samples whose first row has one. Reads the device."""
     labels, mask = inputs.get(LABELS), inputs.get("attention_mask")
-    if not (torch.is_tensor(labels) and torch.is_tensor(mask)) or labels.dim() != 2 or labels.shape != mask.shape:
+    if not (isinstance(labels, Tensor) and isinstance(mask, Tensor)) or labels.dim() != 2 or labels.shape != mask.shape:
         return False
     labels, mask = (labels, mask) if shifted else (labels[:, 1:], mask[:, :-1])
     return bool((labels.ne(IGNORED) & ~mask.bool()).any())

@@ -73,7 +73,8 @@ class Asked:
 
 def unread_of(planners: Sequence[Planner | None]) -> list[Unread]:
     """What nothing reads of each layer's output. Known from the planners alone, before any forward."""
-    unread: list[Unread] = ["none"] * (len(planners) - 1) + ["rest"]
+    unread: list[Unread] = ["none" for _ in planners]
+    unread[-1] = "rest"
     skip = [planner is not None and getattr(planner, "skips_vision", False) for planner in planners]
     last = max((i for i, skips in enumerate(skip) if not skips), default=len(planners))  # last layer with vision rows
     if last < len(planners) - 1:
