@@ -1,7 +1,7 @@
 """What the rows kept have to do with what a clip is about: the synthetic set's areas on the patch grid, and recall at k.
 
-An area is moving or static, relevant or irrelevant (``vtskip.data.synthetic.relevance``). On a coarse grid a cell is what the
-most telling part of it is. A summary row (CLS) has no place and is no area; it takes one of the k places like any row.
+An area is moving or static, relevant or irrelevant (``vtskip.data.synthetic.relevance``). A summary row (CLS) has no place and
+is no area; it takes one of the k places like any row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from vtskip.data import DataConfig
 from vtskip.data.files import read_json
-from vtskip.data.synthetic.relevance import KINDS, is_moving, is_relevant, rasterise
+from vtskip.data.synthetic.relevance import KINDS, MOVING, RELEVANT, is_moving, is_relevant, rasterise
 from vtskip.data.types import Sample
 
 Count = tuple[float, float]
 PATCHES = 16  # cells per side that areas are found on, before they are pooled
+SHARE = 0.25  # of a pooled cell
 NOWHERE = 255
 
 
@@ -42,9 +43,19 @@ def _kinds(path: Path, frames: tuple[int, ...]) -> np.ndarray:
 
 
 def pooled(kinds: np.ndarray, pool: Sequence[int], rows: int) -> np.ndarray:
-    """uint8 ``[N, rows]``: the kind of each row of a frame, ``NOWHERE`` for the rows before the grid ``pool``."""
-    grid = torch.nn.functional.adaptive_max_pool2d(torch.as_tensor(kinds).float().unsqueeze(1), tuple(pool))
-    flat = grid.flatten(1).numpy().astype(np.uint8)
+    """uint8 ``[N, rows]``: the kind of each row of a frame, ``NOWHERE`` for the rows before the grid ``pool``.
+
+    A cell is relevant where ``SHARE`` of it is, and moving where at least half of that moves; else it moves where ``SHARE`` does.
+    """
+
+    def share(of: np.ndarray) -> np.ndarray:
+        cells = torch.as_tensor(of).float().unsqueeze(1)
+        return torch.nn.functional.adaptive_avg_pool2d(cells, tuple(pool)).flatten(1).numpy()
+
+    relevant, moving = is_relevant(kinds), is_moving(kinds)
+    told = share(relevant)
+    moves = np.where(told >= SHARE, share(relevant & moving) >= told / 2, share(~relevant & moving) >= SHARE)
+    flat = (RELEVANT * (told >= SHARE) + MOVING * moves).astype(np.uint8)
     before = np.full((len(flat), rows - flat.shape[1]), NOWHERE, np.uint8)
     return np.concatenate([before, flat], axis=1)
 

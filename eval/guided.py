@@ -5,6 +5,7 @@ differential token dropping, arXiv 2504.17343, in its feature mode), at the coun
 ``oracle`` keeps the rows of areas that are known to tell what is done, ``anti_oracle`` all others first.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,26 +34,28 @@ class Guided(Method):
 
 
 class GuidedPlanner(LayerPlanner):
-    """``given``: ``[vision rows of one sample]``; every sample of a batch (beams of one question) has the same ones."""
+    """``given``: scores ``[frames, rows]`` of each question of a batch, whose beams have the same ones."""
 
     def __init__(self, keep: float):
         super().__init__()
         self.keep = keep
-        self.given: Tensor | None = None
+        self.given: Sequence[Tensor] = ()
 
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
         score = hidden.new_zeros(rows.vision.shape, dtype=torch.float32)
-        if self.given is not None:
-            score[rows.vision] = self.given.to(score).repeat(len(rows.sizes))
+        if self.given:
+            beams = len(rows.sizes) // len(self.given)
+            score[rows.vision] = torch.cat([own.flatten().to(score) for own in self.given for _ in range(beams)])
         kept = topk_per_group(score, rows, self.keep)
         return LayerPlan.of(rows.text_and(kept, rows.kept_counts(self.keep)))
 
 
-def guide(model: Any, scores: Tensor | None) -> None:
-    """Give all guided planners of ``model`` the scores ``[frames, rows]`` of the frames that come next."""
+def guide(model: Any, scores: Sequence[Tensor | None]) -> None:
+    """Give all guided planners of ``model`` the scores ``[frames, rows]`` of the frames of each question that come next."""
+    given = [torch.zeros(0) if own is None else own for own in scores]
     for module in model.modules():
         if isinstance(module, GuidedPlanner):
-            module.given = None if scores is None else scores.flatten()
+            module.given = given
 
 
 def motion(features: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ class Evaluation:
             return None
         one = {"stream": self._stream, "rollout": self._rollout}.get(part.task.evaluator)
         if one is None:
-            return Answer(partial(self._answers, part, subject), self.config.batch_size if subject.batches else 1)
+            return Answer(partial(self._answers, part, subject), self.config.batch_size)
 
         def ask(samples: list[Sample]) -> list[Line | None]:
             read = [(sample, self._read(part, sample)) for sample in samples]

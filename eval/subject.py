@@ -68,7 +68,7 @@ class SeenStream(MeteredStream):
         return Seen(super().encode(frames)) if self.known is None else self.known[torch.as_tensor(frames).long()]
 
     def step(self, ids: Sequence[int], features: Any, cache: Any, rows: Sequence[int]) -> torch.Tensor:
-        guide(self.model, None if features is None else features.scores)
+        guide(self.model, [] if features is None or features.scores is None else [features.scores])
         logits = super().step(ids, None if features is None else features.features, cache, rows)
         if features is None and self._began is not None:
             synchronised(logits.device)
@@ -89,11 +89,6 @@ class StreamSubject:
         self.checkpoint, self.blind = checkpoint, blind
         self.stream = SeenStream(checkpoint.model)
         self.areas: list[dict[str, Any] | None] = []
-
-    @property
-    def batches(self) -> bool:
-        """Whether several prompts may be answered at once."""
-        return not isinstance(self.checkpoint.method, Guided)
 
     def _seen(self, prompt: Prompt) -> Seen | None:
         """The frames' features, with the scores of a guided row."""
@@ -199,8 +194,11 @@ class StreamSubject:
         longest = max(map(len, rows))
         ids = torch.tensor([[template.eos_id] * (longest - len(row)) + row for row in rows], device=model.device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-        seen = [s for p in prompts if (s := self._seen(p)) is not None]
-        guide(model, seen[0].scores if len(seen) == 1 else None)
+        found = [self._seen(prompt) for prompt in prompts]
+        seen = [s for s in found if s is not None]
+        guide(
+            model, [None if s is None else s.scores for s in found] if any(s.scores is not None for s in seen) else []
+        )
         self.stream.handle.reset()
         out = model.generate(
             input_ids=ids,

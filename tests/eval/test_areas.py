@@ -53,11 +53,14 @@ def test_more_relevant_rows_than_places_is_no_fault():
     assert router_counts(counts)["enrichment"] == (2.0, 2.0)
 
 
-def test_a_coarse_cell_is_what_the_most_telling_part_of_it_is():
+def test_a_coarse_cell_is_what_a_quarter_of_it_is():
     kinds = np.zeros((1, 16, 16), np.uint8)
-    kinds[0, 0, 0], kinds[0, 1, 1], kinds[0, 15, 2] = SM, R, SM
-    assert pooled(kinds, (2, 2), 5).tolist() == [[NOWHERE, R, S, SM, S]]
-    assert pooled(kinds, (1, 1), 1).tolist() == [[R]]
+    kinds[0, :4, :4], kinds[0, :4, 8:12], kinds[0, 8:12, :3], kinds[0, 8:12, 8:12] = R, SM, R, RM
+    kinds[0, 4:8, :8] = SM  # a relevant cell whose relevant part is still
+    assert pooled(kinds, (2, 2), 5).tolist() == [[NOWHERE, R, SM, S, RM]]
+    kinds[0, 8:12, 3] = RM  # three of four parts still, one moving
+    kinds[0, 12:, 8:12] = R  # half and half
+    assert pooled(kinds, (2, 2), 4).tolist() == [[R, SM, R, RM]]
     assert pooled(kinds[:0], (2, 2), 4).shape == (0, 4)
 
 

@@ -7,6 +7,7 @@ import torch
 from vtskip.config import parse
 from vtskip.errors import ConfigError
 from vtskip.eval import EvalConfig, run
+from vtskip.eval.areas import kept_of
 from vtskip.eval.guided import Guided, guide, motion
 from vtskip.eval.rows import RowPlan, applied, equal_cost_grid, flops, plan_rows, resampled, row_method
 from vtskip.eval.shard import Shard
@@ -97,7 +98,7 @@ def test_given_scores_choose_the_rows(stream, prompt):
     for place in (0, 3):
         scores = torch.zeros(6, template.frame_tokens)
         scores[:, place] = 1
-        guide(model, scores)
+        guide(model, [scores])
         with torch.no_grad():
             out.append(model(input_ids=ids, frames=frames).logits)
         plans = stream.handle.report().layers[1].groups
@@ -128,6 +129,25 @@ def test_answers_do_not_depend_on_the_batch(stream, prompt):
         assert costs[0] is not None
         assert costs[1:] == [None] * 3
         assert 0 < costs[0]["first_token_seconds"] <= costs[0]["seconds"]
+
+
+def test_batches_of_guided_rows_are_those_of_single_ones(stream, prompt):
+    method = Guided(keep=0.4, schedule=get_method("mod").schedule)
+    prompts = [
+        Prompt([{"role": "user", "content": "Narrate."}, {"role": "stream", "num_frames": n}], prompt.frames[k : k + n])
+        for k, n in enumerate((3, 5, 2))
+    ]
+    prompts.insert(1, Prompt([{"role": "user", "content": "You see it."}], prompt.frames[:0]))
+    for generation in (Generation(max_new_tokens=6), Generation(max_new_tokens=6, num_beams=2, num_return_sequences=2)):
+        with applied(RowPlan("motion", method), stream) as subject:
+            together, _ = subject.generate(prompts, generation)
+            assert together == [subject.generate([p], generation)[0][0] for p in prompts]
+            subject.generate(prompts, generation)
+            kept = iter(kept_of(stream.handle)[:: generation.num_beams])
+            for own in (p.frames for p in prompts if len(p.frames)):
+                best = motion(stream.model.encode_frames(torch.as_tensor(own))).topk(2).indices[1:]
+                found = [set(row.nonzero()[0].tolist()) for row in next(kept)[1][1:]]
+                assert found == [set(row.tolist()) for row in best], "in every sample the rows that moved there"
 
 
 def test_shards_part_the_samples():
