@@ -201,7 +201,9 @@ def load(folder: str | Path, method: Any = None, **kwargs: Any) -> tuple[nn.Modu
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no model there (config.json is missing)")
+        adapter = (folder / "adapter_config.json").is_file()
+        why = "an adapter alone: `vtskip export` merges it" if adapter else "config.json is missing"
+        raise CheckpointError(f"{folder}: no model there ({why})")
     if method is None and (folder / CONFIG_NAME).is_file():
         handle = load_pretrained(folder, **kwargs)
         return handle.model, handle

@@ -51,6 +51,8 @@ def test_adapters_are_merged_and_everything_that_learned_is_there(values, tmp_pa
     values["trains"] = {"vision": False, "names": ["*.norm.weight"]}
     values["optim"]["lr"] = 0.05
     model = trained_model(monkeypatch, values)
+    with pytest.raises(CheckpointError, match="an adapter alone: `vtskip export` merges it"):
+        load(values["out"])
     summary = export(Path(values["out"]), tmp_path / "out")
     assert summary["method"] == "mod" and summary["model"] == "StreamingLlava"
     whole, handle = load(tmp_path / "out")

@@ -137,3 +137,28 @@ def test_the_command_names_what_is_missing(base, tmp_path, capsys):
     assert "dtype 'float8'; did you mean 'float" in capsys.readouterr().err
     assert encoded(values, tmp_path / "none", tmp_path, "--out", str(tmp_path / "f")) == 2
     assert not (tmp_path / "f").exists()
+
+
+def test_the_tower_may_be_the_one_that_a_runs_file_names(base, tmp_path, capsys):
+    """Before there is any model: the features fit the run that starts from the same file of weights."""
+    values, folder = base
+    weights = tmp_path / "tower.pt"
+    torch.save(load_stream(folder, "cpu").model.vision_tower.visual.state_dict(), weights)
+    values["model"] = {
+        "vision": {"width": 32, "layers": 1, "head_width": 16, "patch_size": 16, "image_size": 32},
+        "vision_pretrained": str(weights),
+        "pool": [2, 2],
+        "lm": {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+        "tokenizer": "words",
+    }
+    values["data"]["features"] = str(tmp_path / "features")
+    assert encoded(values, tmp_path / "train.yaml", tmp_path, "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["made"] == 8
+    train(values | {"out": str(tmp_path / "cached")})
+    values["data"].pop("features")
+    train(values | {"out": str(tmp_path / "videos")})
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "videos"), rel=0, abs=1e-5)
+    values["model"]["vision_pretrained"] = None
+    values["data"]["features"] = str(tmp_path / "features")
+    assert encoded(values, tmp_path / "train.yaml", tmp_path) == 2
+    assert "model.vision_pretrained is not given" in capsys.readouterr().err
