@@ -69,7 +69,9 @@ class StockAnswerer:
 
     @torch.no_grad()
     def _answer(self, batch: Sequence[Prepared], decoding: Decoding) -> list[Answer]:
-        inputs = self.inputs(batch).to(self.device, self.model.dtype)
+        inputs = self.inputs(batch).to(self.device)
+        for name in [name for name in inputs if name.startswith("pixel_values")]:
+            inputs[name] = inputs[name].to(self.model.dtype)  # other floats are times, which bfloat16 would round
         tokenizer, ends = self.processor.tokenizer, self.model.generation_config.eos_token_id
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         sampled = decoding.temperature > 0
