@@ -97,6 +97,7 @@ def test_a_batch_without_pictures_still_calls_tower_and_connector(family, data):
     text = samples(data)["text"]
     plain, filled = ChatCollator(template)([text, text]), ChatCollator(template, always_look=True)([text, text])
     assert "pixel_values" not in plain and "pixel_values" in filled
+    assert filled["attention_mask"].sum() == plain["attention_mask"].sum()  # nothing attends to it, no router counts it
     model.train().zero_grad()
     without = model(**plain)
     with_blank = model(**filled)
