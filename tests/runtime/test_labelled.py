@@ -249,6 +249,12 @@ def test_streaming_llava(spec):
     assert report.layers[-1].ffn <= 2 * 4
     if spec == "dense":
         assert (ours.loss - step(model, batch)[0].loss).abs() <= 1e-6
+    with torch.no_grad(), vtskip.attach(model.eval(), spec) as handle:
+        evaluated = model(**batch)
+        with handle.loss_only():
+            alone = model(**batch)
+    assert evaluated.logits.shape[:2] == ids.shape and alone.logits is None
+    assert (alone.loss - evaluated.loss).abs() <= 1e-6
 
 
 def test_a_large_vocabulary_costs_no_memory_where_nothing_is_learned():

@@ -84,7 +84,7 @@ class AskedRows:
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         asked, self.state.asked, self.state.padding_read = self.state.asked, None, False
-        if output is None or asked is None or asked.flat is None:
+        if output is None or asked is None or asked.labelled is None:
             return None
         return type(output)(**{name: value for name, value in output.items() if name != "logits"})
 
