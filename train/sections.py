@@ -118,7 +118,7 @@ class Lora(StrictModel):
     }
 
     r: Count = 16
-    alpha: Positive = 32
+    alpha: Count = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: list[str] = [f"*.{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
     parts: list[Literal["lm", "vision", "connector"]] = ["lm"]

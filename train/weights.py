@@ -49,7 +49,7 @@ def read_adapter(model: Any, folder: Path) -> None:
 
     path = folder / ADAPTER_NAME
     try:
-        result = set_peft_model_state_dict(model, load_file(path))
+        result: Any = set_peft_model_state_dict(model, load_file(path))
     except (OSError, RuntimeError, SafetensorError) as e:
         raise CheckpointError(f"{path}: cannot be read ({one_line(e)[:300]})") from None
     missing = [k for k in result.missing_keys if ".lora_" in k]
