@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -110,11 +110,10 @@ def packed_attention(ex: Execution, q: Tensor, k: Tensor, v: Tensor, queries: La
         k, v = (t.transpose(1, 2).flatten(0, 1) for t in (k, v))
         packed = _packed_rows(ex, queries, keys.layout)
         if ex.kind == "flash" and packed.same_rows and window is None and "attention" not in requested():
-            longest = max(queries.lens)
-            lengths = {f"max_length_{which}": longest for which in "qk"}
-            borders = {f"cu_seq_lens_{which}": packed.borders(f"cu_{which}") for which in "qk"}
-            heads = (t.transpose(0, 1)[None] for t in (k, v))
-            return attended(attn, q, *heads, lambda kind: None, in_order=True, **lengths, **borders)
+            borders: dict[str, Any] = {f"cu_seq_lens_{which}": packed.borders(f"cu_{which}") for which in "qk"}
+            borders.update(max_length_q=max(queries.lens), max_length_k=max(queries.lens))
+            k, v = k.transpose(0, 1)[None], v.transpose(0, 1)[None]
+            return attended(attn, q, k, v, lambda kind: None, in_order=True, **borders)
     q = q.transpose(1, 2).flatten(0, 1)
     return by_kernel(q, k, v, packed, scale=attn.scaling, window=window, softcap=soft_cap(attn))
 
