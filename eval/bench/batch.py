@@ -42,7 +42,7 @@ class Batch:
         embeds: ``[B, N, hidden]``. mask: ``[B, N + decoded rows]`` 0 on padding; None where there is none.
         positions: ``[B, N + decoded rows]`` of the rows among the sample's content.
         vision, group: ``[B, N]`` for ``Handle.rows``. tokens: ``[B, decoded rows]``, fed one by one after the prefill.
-        labels: ``[B, N]``, -100 on vision and padding.
+        labels: ``[B, N]``, -100 on vision, padding and the first row of each sample.
     """
 
     embeds: Tensor
@@ -87,16 +87,17 @@ def make_batch(
     sizes = [(max(2, round(c.text_rows * s)), max(1, round(c.frames * per_frame * s))) for s in shares]
     length, later = max(map(sum, sizes)), WARM_UP + c.decode_rows
     valid, vision = np.zeros((c.batch, length + later), bool), np.zeros((c.batch, length), bool)
-    group = np.zeros((c.batch, length), np.int64)
+    group, unlabelled = np.zeros((c.batch, length), np.int64), np.zeros((c.batch, length), bool)
     for b, (text, rows) in enumerate(sizes):
         first = length - text - rows
         valid[b, first:] = True
+        unlabelled[b, first] = True  # nothing real stands before a sample's first row to predict it from
         vision[b, first + text // 2 : first + text // 2 + rows] = True
         group[b, vision[b]] = np.arange(rows) * c.frames // rows
     generator = torch.Generator().manual_seed(seed)
     embeds = torch.randn(c.batch, length, hidden, generator=generator)
     labels = torch.randint(0, c.vocab, (c.batch, length), generator=generator)
-    labels[torch.from_numpy(vision | ~valid[:, :length])] = -100
+    labels[torch.from_numpy(vision | unlabelled | ~valid[:, :length])] = -100
     real = torch.from_numpy(valid)
     return Batch(
         embeds=embeds.to(device, dtype),

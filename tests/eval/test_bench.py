@@ -13,6 +13,7 @@ from vtskip.eval.bench import CONTROL, BenchConfig, cpu_peak_bytes, load, machin
 from vtskip.eval.bench.batch import build_model, make_batch
 from vtskip.eval.bench.config import Setting
 from vtskip.eval.bench.masked import masked
+from vtskip.eval.bench.measure import Bench
 from vtskip.eval.bench.tables import roofline
 from vtskip.eval.journal import Journal
 from vtskip.methods import get_method
@@ -97,6 +98,14 @@ def test_controls(uneven):
     assert fewer["flops_ratio"] == pytest.approx(rows["mod(keep=0.2)"]["flops_ratio"], abs=0.1)
     by_masks = rows["masked mod(keep=0.2)"]
     assert by_masks["flops_ratio"] == rows["mod(keep=0.2)"]["flops_ratio"] and by_masks["decode_time_ratio"] is None
+
+
+def test_training_without_padding_counts_fewer_flops():
+    """No label asks padding for a prediction, so that the lossless savings reach the training step too."""
+    config = BenchConfig(**TINY, batch=3, shortest=0.4, controls=["lossless"], methods=[], train_rounds=1)
+    bench = Bench(config, config.settings()[0][1])
+    found = bench.flops(bench.subjects[2])
+    assert found["train"][0] < 1 - bench.batch(bench.subjects[0]).padding and found["prefill"][0] < found["train"][0]
 
 
 def test_what_cannot_run_is_left_out_with_the_reason(uneven):
