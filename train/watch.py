@@ -36,8 +36,8 @@ class RouterGradients:
 
     def _add(self, place: int, gradient: Tensor) -> None:
         if self.wanted:
-            seen = gradient.detach().float()
-            self.sums[place] = seen if self.sums[place] is None else self.sums[place] + seen
+            before, seen = self.sums[place], gradient.detach().float()
+            self.sums[place] = seen.clone() if before is None else before + seen  # clipping writes into the gradient
 
     def begin(self, wanted: bool) -> None:
         self.wanted, self.sums = wanted, [None] * len(self.parameters)

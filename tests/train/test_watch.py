@@ -89,8 +89,9 @@ def test_a_dense_run_has_no_routers_to_tell_of(values):
     assert {"stream_loss", "language_loss", "tokens_per_second"} <= line.keys()
 
 
-def test_router_gradients_are_the_gradients(values, monkeypatch):
-    """Over two micro-batches, before clipping, and only in the steps that are logged."""
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_router_gradients_are_the_gradients(values, monkeypatch, accumulate):
+    """Over all micro-batches, before clipping, and only in the steps that are logged."""
     norms = []
     real_clip = loop.RunTrainer._clip_grad_norm
 
@@ -100,7 +101,7 @@ def test_router_gradients_are_the_gradients(values, monkeypatch):
         return real_clip(self, model)
 
     monkeypatch.setattr(loop.RunTrainer, "_clip_grad_norm", clip)
-    values["optim"] |= {"steps": 4, "accumulate": 2, "clip": 1e-3}
+    values["optim"] |= {"steps": 4, "accumulate": accumulate, "clip": 1e-3}
     values |= {"log_every": 2, "method": {"name": "mod", "keep": 0.4, "schedule": {"kind": "list", "layers": [0]}}}
     train(values)
     assert [line["router_grad_norm"] for line in full_log(values["out"])] == pytest.approx(
