@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 _FAR = tl.constexpr(1 << 30)
+_LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -32,6 +33,46 @@ def _bend(logits, cap):
     tail = -17.0 / 315 + square * (62.0 / 2835 - square * (1382.0 / 155925))
     near = x + x * square * (-1.0 / 3 + square * (2.0 / 15 + square * tail))
     return cap * tl.where(square < 0.0625, near, far)
+
+
+@triton.jit
+def _walk(
+    acc, total, top, q, K, V, Ok, lo, hi, begin, end, limit, scale, cap, tk, per_sample,
+    k_sample, k_row, v_sample, v_row,
+    D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, HAS_OK: tl.constexpr, HAS_CAP: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Take up key blocks ``begin`` to ``end``. Without ``MASKED`` every query sees every key of them."""
+    dims = tl.arange(0, DP)
+    inside = dims < D
+    for first in range(begin, end, BN):
+        j = first + tl.arange(0, BN)
+        there = j < tk
+        k = tl.load(
+            K + _key_offsets(j, per_sample, k_sample, k_row)[None] + dims[:, None],
+            mask=there[None] & inside[:, None], other=0.0,
+        ).to(COMPUTE)  # fmt: skip
+        v = tl.load(
+            V + _key_offsets(j, per_sample, v_sample, v_row)[:, None] + dims[None],
+            mask=there[:, None] & inside[None], other=0.0,
+        ).to(COMPUTE)  # fmt: skip
+        logits = tl.dot(q, k, input_precision="ieee") * scale
+        if HAS_CAP:
+            logits = _bend(logits, cap)
+        logits = logits * _LOG2E
+        if MASKED:
+            seen = (j[None] >= lo[:, None]) & (j[None] < hi[:, None]) & (j[None] < limit)
+            if HAS_OK:
+                seen = seen & (tl.load(Ok + j, mask=there, other=0) != 0)[None]
+            logits = tl.where(seen, logits, float("-inf"))
+        higher = tl.maximum(top, tl.max(logits, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        p = tl.exp2(logits - base[:, None])
+        fade = tl.exp2(top - base)
+        total = total * fade + tl.sum(p, 1)
+        acc = acc * fade[:, None] + tl.dot(p.to(COMPUTE), v, input_precision="ieee")
+        top = higher
+    return acc, total, top
 
 
 @triton.jit
@@ -60,35 +101,29 @@ def _forward(
     top = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, DP], tl.float32)
-    for first in range(begin, end, BN):
-        j = first + tl.arange(0, BN)
-        there = j < tk
-        k = tl.load(
-            K + _key_offsets(j, per_sample, k_sample, k_row)[None] + head // GROUP * k_head + dims[:, None],
-            mask=there[None] & inside[:, None], other=0.0,
-        ).to(COMPUTE)  # fmt: skip
-        v = tl.load(
-            V + _key_offsets(j, per_sample, v_sample, v_row)[:, None] + head // GROUP * v_head + dims[None],
-            mask=there[:, None] & inside[None], other=0.0,
-        ).to(COMPUTE)  # fmt: skip
-        seen = (j[None] >= lo[:, None]) & (j[None] < hi[:, None]) & (j[None] < end)
-        if HAS_OK:
-            seen = seen & (tl.load(Ok + j, mask=there, other=0) != 0)[None]
-        logits = tl.dot(q, k, input_precision="ieee") * scale
-        if HAS_CAP:
-            logits = _bend(logits, cap)
-        logits = tl.where(seen, logits, float("-inf"))
-        higher = tl.maximum(top, tl.max(logits, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        p = tl.exp(logits - base[:, None])
-        fade = tl.exp(top - base)
-        total = total * fade + tl.sum(p, 1)
-        acc = acc * fade[:, None] + tl.dot(p.to(COMPUTE), v, input_precision="ieee")
-        top = higher
+    # Between the two borders lie the blocks that all rows see in full: they need no mask.
+    left = tl.maximum(tl.cdiv(tl.max(tl.where(live, lo, 0)), BN) * BN, begin)
+    right = tl.maximum(tl.minimum(tl.min(tl.where(live, hi, _FAR)), end) // BN * BN, left)
+    if HAS_OK:
+        left, right = begin, begin
+    K += head // GROUP * k_head
+    V += head // GROUP * v_head
+    acc, total, top = _walk(
+        acc, total, top, q, K, V, Ok, lo, hi, begin, tl.minimum(left, end), end, scale, cap, tk, per_sample,
+        k_sample, k_row, v_sample, v_row, D, DP, BN, True, HAS_OK, HAS_CAP, COMPUTE,
+    )  # fmt: skip
+    acc, total, top = _walk(
+        acc, total, top, q, K, V, Ok, lo, hi, left, right, end, scale, cap, tk, per_sample,
+        k_sample, k_row, v_sample, v_row, D, DP, BN, False, HAS_OK, HAS_CAP, COMPUTE,
+    )  # fmt: skip
+    acc, total, top = _walk(
+        acc, total, top, q, K, V, Ok, lo, hi, right, end, end, scale, cap, tk, per_sample,
+        k_sample, k_row, v_sample, v_row, D, DP, BN, True, HAS_OK, HAS_CAP, COMPUTE,
+    )  # fmt: skip
     acc = acc / tl.where(total == 0, 1.0, total)[:, None]
     out = Out + split * o_split + rows[:, None].to(tl.int64) * o_row + head * o_head + dims[None]
     tl.store(out, acc, mask=live[:, None] & inside[None])
-    lse = tl.where(total == 0, float("-inf"), top + tl.log(tl.where(total == 0, 1.0, total)))
+    lse = tl.where(total == 0, float("-inf"), (top + tl.log2(tl.where(total == 0, 1.0, total))) / _LOG2E)
     tl.store(Lse + split * lse_split + head * lse_head + rows, lse, mask=live)
 
 
@@ -180,10 +215,24 @@ def _backward_kv(
     tl.store(DV + own, dv, mask=here)
 
 
-def blocks(d: int, tq: int) -> dict[str, int]:
-    """Block sizes by a plain rule: autotuning needs a device, and a table per device is the benchmark's to earn."""
+def blocks(d: int, tq: int, wide: bool) -> dict[str, int]:
+    """Block sizes of the forward by a plain rule (autotuning needs a device), ``wide``: products are taken in fp32.
+
+    They fit the shared memory of sm_80. No other grounds stand behind them: they were never measured.
+    """
     padded = max(16, triton.next_power_of_2(d))
-    return {"D": d, "DP": padded, "BM": 16 if tq <= 16 else 64, "BN": 32 if padded > 128 else 64}
+    if wide:
+        rows, keys = (64, 64) if padded <= 64 else (32, 32) if padded <= 128 else (32, 16)
+    else:
+        rows, keys = (128, 64) if padded <= 128 and tq >= 512 else (64, 64 if padded <= 128 else 32)
+    return {"D": d, "DP": padded, "BM": 16 if tq <= 16 else rows, "BN": keys, "num_warps": 8 if rows == 128 else 4}
+
+
+def backward_blocks(d: int, wide: bool) -> dict[str, int]:
+    """The same for the backward kernels."""
+    padded = max(16, triton.next_power_of_2(d))
+    size = (64 if padded <= 64 else 32 if padded <= 128 else 16) if wide else (64 if padded <= 128 else 32)
+    return {"D": d, "DP": padded, "BM": size, "BN": size, "num_warps": 8 if size == 64 and padded > 64 else 4}
 
 
 def compute_type(dtype: torch.dtype, interpreted: bool) -> Any:
@@ -193,15 +242,20 @@ def compute_type(dtype: torch.dtype, interpreted: bool) -> Any:
     return tl.float16 if dtype == torch.float16 else tl.bfloat16
 
 
-def _constants(q: Tensor, k: Tensor, key_ok: Tensor | None, softcap: float | None) -> dict[str, Any]:
+def _constants(
+    q: Tensor, k: Tensor, key_ok: Tensor | None, softcap: float | None, backward: bool = False
+) -> dict[str, Any]:
     from triton.runtime.interpreter import InterpretedFunction
 
+    compute = compute_type(q.dtype, isinstance(_forward, InterpretedFunction))
+    wide = compute is tl.float32
+    sizes = backward_blocks(q.shape[-1], wide) if backward else blocks(q.shape[-1], q.shape[0], wide)
     return {
-        **blocks(q.shape[-1], q.shape[0]),
+        **sizes,
         "GROUP": q.shape[1] // k.shape[-2],
         "HAS_OK": key_ok is not None,
         "HAS_CAP": softcap is not None,
-        "COMPUTE": compute_type(q.dtype, isinstance(_forward, InterpretedFunction)),
+        "COMPUTE": compute,
     }
 
 
@@ -259,9 +313,7 @@ class GatheredAttention(torch.autograd.Function):
         first = torch.searchsorted(hi, place, right=True).int()
         last = torch.searchsorted(lo, place, right=True).int()
         shared = (*q.stride()[:2], *k.stride()[:2], lse.stride(0))
-        c = _constants(q, k, key_ok, ctx.softcap)
-        c["BM"] = 64 if c["DP"] <= 64 else 32
-        c["BN"] = c["BM"]
+        c = _constants(q, k, key_ok, ctx.softcap, backward=True)
         inputs = (q, k, v, dout, lse, delta, lo, hi, key_ok)
         sizes = (ctx.scale, ctx.softcap or 1.0, q.shape[0], k.shape[0])
         if len(q):
