@@ -103,7 +103,9 @@ def look(model: Any, handle: Handle, batch: dict[str, Tensor], tokenizer: Any, u
     Placeholders of one frame or image are one row with their number, as is text of which nothing is taught.
     """
     model.eval()
-    model(**moved(batch, model))
+    half = any(p.dtype == torch.bfloat16 for p in model.parameters())
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+        model(**moved(batch, model))
     model.train()
     ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
     shifted = not hasattr(model.config, "frame_id")  # a stock model's label stands on its token, not before it

@@ -62,8 +62,12 @@ class Probe:
         routers = {id(r): r for layer in handle._layers if (r := layer.vtskip._modules.get("router")) is not None}
         hooks = [r.register_forward_hook(partial(_note, scores)) for r in routers.values()]
         training = model.training
+        half = any(
+            p.dtype == torch.bfloat16 for p in model.parameters()
+        )  # frozen beside adapters, in a run under autocast
+        fixed = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+            with fixed, torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
                 model.eval()(**inputs)
         finally:
             model.train(training)

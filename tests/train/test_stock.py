@@ -35,6 +35,24 @@ def values(llava, tmp_path):
     }
 
 
+@pytest.fixture
+def stream_values(smoke):
+    """A StreamingLlava with ``mod`` routers on clips."""
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return {
+        "method": {"name": "mod", "keep": 0.4},
+        "model": {
+            "vision": {"width": 32, "layers": 1, "head_width": 16, "patch_size": 16, "image_size": 32},
+            "pool": [2, 2],
+            "lm": {"model_type": "llama", **size},
+            "tokenizer": "words",
+        },
+        "data": {"kind": "synthetic", "root": str(smoke), "tier": "smoke", "split": "train"},
+        "optim": {"steps": 2, "batch_size": 2, "lr": 0.01},
+        "log_every": 1,
+    }
+
+
 def train(values, resume="never"):
     return run(parse(TrainConfig, values, "test"), resume=resume, progress=False)
 
@@ -194,3 +212,27 @@ def test_two_processes_of_which_one_has_no_image_equal_one(values, tmp_path, sta
     assert any(a.startswith("talk") != b.startswith("talk") for (a, _), (b, _) in zip(first, second))
     for key in ("loss", "grad_norm"):
         assert logged(two, key) == pytest.approx(logged(one, key), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["stock", "stream"])
+def test_bf16_beside_adapters_halves_what_is_frozen_and_nothing_else(request, values, kind, tmp_path, monkeypatch):
+    """Weights that learn, routers among them, stay in fp32; the loss is that of fp32 within bf16's error."""
+    from vtskip.train import build
+
+    if kind == "stream":
+        out = values["out"]
+        values = request.getfixturevalue("stream_values") | {"out": out, "trains": {"vision": False}}
+    values["lora"] = {"r": 4}
+    kept = []
+    original = build.add_lora
+    monkeypatch.setattr(build, "add_lora", lambda *a: kept.append(original(*a)) or kept[-1])
+    train(values | {"out": str(tmp_path / "full")})
+    train(values | {"precision": "bf16"})
+    assert losses(values["out"])[0] == pytest.approx(losses(tmp_path / "full")[0], rel=0.02)
+    for name, parameter in kept[1].named_parameters():
+        learns = parameter.requires_grad or "router" in name
+        assert parameter.dtype == (torch.float32 if learns else torch.bfloat16), name
+    from vtskip.train.dry_run import dry_run
+
+    again = values | {"precision": "bf16", "out": str(tmp_path / "dry"), "gradient_checkpointing": True}
+    assert dry_run(parse(TrainConfig, again, "test"), progress=False)["step"]["loss"] > 0
