@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +16,22 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from vtskip.data.guarded import Broken, Guarded
 from vtskip.errors import CheckpointError, ConfigError, VtskipError, one_line
 from vtskip.models.families import unwrap
-from vtskip.train.checkpoints import STAGE, checkpoints, cleared, empty_stage, publish, publish_files, set_aside_later
+from vtskip.train.checkpoints import (
+    STAGE,
+    checkpoints,
+    cleared,
+    empty_stage,
+    publish,
+    publish_files,
+    set_aside_later,
+    step_of,
+)
 from vtskip.train.faults import LossGuard, StopSignals
 from vtskip.train.loading import ORIGIN, Waited, batches_of, make_loader
 from vtskip.train.options import KeepWarmup, Sampling, Watch
 from vtskip.train.probe import Probe, grid_of
 from vtskip.train.safe_load import numbers_only
+from vtskip.train.sampling import Batches
 from vtskip.train.state import load_state, save_state
 from vtskip.train.warmup import KeepSchedule
 from vtskip.train.watch import Watcher
@@ -67,10 +77,10 @@ class RunTrainer(Trainer):
         Raises ConfigError for a DeepSpeed run that has taken all its steps: its engine comes only with a step. Interrupted
         after a signal, ModelError for a loss that is no number, CheckpointError where something could not be written.
         """
-        done = json.loads((checkpoint / "trainer_state.json").read_text()) if checkpoint else {"global_step": 0}
-        if checkpoint and done["global_step"] >= done["max_steps"]:  # transformers would take one step too many
+        done = step_of(checkpoint) if checkpoint else 0
+        if checkpoint and done >= self.planned_steps():  # transformers would take one step too many
             if self.is_deepspeed_enabled:
-                raise ConfigError(f"{checkpoint}: all {done['max_steps']} steps are done; that folder holds the model")
+                raise ConfigError(f"{checkpoint}: all {done} steps are done; that folder holds the model")
             self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             self._load_from_checkpoint(str(checkpoint))
         else:
@@ -80,17 +90,27 @@ class RunTrainer(Trainer):
             self.signals.raise_if_stopped(self.out, self.state.global_step)
         self.save_finished()
 
+    def planned_steps(self) -> int:
+        """How many steps this configuration asks for, which may be another number than at the run's start."""
+        args = self.args
+        if args.max_steps > 0:
+            return args.max_steps
+        return math.ceil(args.num_train_epochs * -(-len(self.make_batches()) // args.gradient_accumulation_steps))
+
     # ------------------------------------------------------------------ batches
+
+    def make_batches(self) -> Batches:
+        assert self.train_dataset is not None
+        samples, args = list(self.train_dataset.samples), self.args
+        size, rank, processes = self._train_batch_size, args.process_index, args.world_size
+        return batches_of(samples, self.data_collator, size, self.sampling, args.seed, rank, processes)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process alone, from samples whose faults have names. Not prepared by accelerate: it would deal them
         out a second time, and move them before anyone could look.
         """
-        assert self.train_dataset is not None
+        self.batches = self.make_batches()
         samples, args, collate = list(self.train_dataset.samples), self.args, self.data_collator
-        self.batches = batches_of(
-            samples, collate, self._train_batch_size, self.sampling, args.seed, args.process_index, args.world_size
-        )
         sizes = self.batches.lengths if self.batches.by_length else None
         self.guarded = Guarded(samples, collate.look, self.broken, self.out / BROKEN_LOG, sizes)
         if self.watch.probe:

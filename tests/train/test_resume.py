@@ -48,6 +48,18 @@ def test_every_number_of_the_log_goes_on(values, tmp_path):
     assert 0.4 < state["stateful_callbacks"]["KeepSchedule"]["attributes"]["value"] < 0.9
 
 
+@pytest.mark.parametrize("length", ["steps", "epochs"])
+def test_a_finished_run_can_be_made_longer(values, length):
+    """By steps or by epochs (of four steps here); asked for no more, it takes none."""
+    values["save_every"] = 2
+    values["optim"] |= {"steps": 4} if length == "steps" else {"steps": None, "epochs": 1.0}
+    train(values)
+    assert train(values, "auto")["steps"] == 4
+    values["optim"] |= {"steps": 6} if length == "steps" else {"epochs": 1.5}
+    assert train(values, "auto")["steps"] == 6
+    assert [line["step"] for line in log(values["out"])] == [1, 2, 3, 4, 5, 6]
+
+
 def killed(values, folder, kills):
     """The exit codes of a run that is started once per kill and once more."""
     folder.mkdir()
