@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtskip.kernels.packing import PackedRows, on_device
+from vtskip.kernels.packing import PackedRows
+from vtskip.rowset import on_device
 
 Varlen = Callable[..., Tensor]
 
@@ -49,7 +50,7 @@ def few_segments(rows: PackedRows) -> bool:
 
 @functools.lru_cache(256)
 def _pair(length: int, device: torch.device) -> Tensor:
-    return on_device((0, length), torch.int32, device)
+    return on_device((0, length), device).int()
 
 
 def flash_varlen(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vtskip.kernels.reference import visible_ranges
+from vtskip.rowset import on_device
 
 
 class Segment(NamedTuple):
@@ -59,7 +60,7 @@ class PackedRows:
         self.key_ok = None if key_ok is None else key_ok.reshape(-1)
         self.same_rows, self.consecutive = same_rows, consecutive
         self.segments = None if segments is None else tuple(segments)
-        self._memo: dict[object, object] = {}
+        self._memo: dict[Any, Any] = {}
 
     def _sorted(self, k_pos: Tensor) -> Tensor:
         if k_pos.dim() == 2:
@@ -74,15 +75,15 @@ class PackedRows:
     def borders(self, which: str) -> Tensor:
         """``cu_q`` or ``cu_k`` on the device, int32, without waiting for it."""
         if which not in self._memo:
-            self._memo[which] = on_device(getattr(self, which), torch.int32, self.q_pos.device)
-        return self._memo[which]  # type: ignore[return-value]
+            self._memo[which] = on_device(getattr(self, which), self.q_pos.device).int()
+        return self._memo[which]
 
     def ranges(self, window: int | None = None) -> tuple[Tensor, Tensor]:
         """:func:`vtskip.kernels.reference.visible_ranges` of these rows."""
         if ("ranges", window) not in self._memo:
             cu_q, cu_k = self.borders("cu_q"), self.borders("cu_k")
             self._memo["ranges", window] = visible_ranges(self.q_pos, self.k_pos, cu_q, cu_k, window)
-        return self._memo["ranges", window]  # type: ignore[return-value]
+        return self._memo["ranges", window]
 
     def causal(self, sample: int, window: int | None) -> bool:
         """Whether order alone says who sees whom in a sample: no mask is needed."""
@@ -99,13 +100,7 @@ class PackedRows:
             k = self.k_pos[keys]
             seen = k <= q if window is None else (k <= q) & (k > q - window)
             self._memo[key] = seen if self.key_ok is None else seen & self.key_ok[keys]
-        return self._memo[key]  # type: ignore[return-value]
-
-
-def on_device(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Host numbers as a tensor; to a GPU from pinned memory, so that the host does not wait for what runs there."""
-    host = torch.tensor(values, dtype=dtype)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+        return self._memo[key]
 
 
 def segments_of(queries: np.ndarray, keys: np.ndarray, past: Sequence[int] | None = None) -> list[Segment]:

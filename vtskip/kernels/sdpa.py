@@ -17,13 +17,14 @@ def packed_attention(
     for sample, (count, first) in enumerate(zip(rows.lens_q, rows.cu_q)):
         if count:
             keys = slice(rows.cu_k[sample], rows.cu_k[sample + 1])
-            part = (t.transpose(0, 1)[None] for t in (q[first : first + count], k[keys], v[keys]))
-            parts.append(_one(*part, rows, sample, scale, window))
+            part = [t.transpose(0, 1)[None] for t in (q[first : first + count], k[keys], v[keys])]
+            parts.append(_one(part, rows, sample, scale, window))
     return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.zeros_like(q)
 
 
-def _one(q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, sample: int, scale: float, window: int | None) -> Tensor:
+def _one(qkv: list[Tensor], rows: PackedRows, sample: int, scale: float, window: int | None) -> Tensor:
     """One sample, ``[1, heads, n, d]`` each -> ``[n, heads, d]``."""
+    q, k, v = qkv
     causal = rows.causal(sample, window)
     mask = None if causal else rows.mask(sample, window)
     grouped = q.shape[1] != k.shape[1]

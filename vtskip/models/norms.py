@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,25 +27,26 @@ def rms_of(norm: nn.Module, dtype: torch.dtype) -> Rms | None:
     hooked = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
     if weight.dtype != dtype or hooked or "forward" in norm.__dict__:
         return None
-    offset = _offset(type(norm))
+    kind: Any = type(norm)
+    offset = _offset(kind)
     return None if offset is None else Rms(weight, eps, offset)
 
 
 @functools.cache
-def _offset(cls: type[nn.Module]) -> float | None:
+def _offset(cls: Any) -> float | None:
     """0 or 1, or None for a class that computes something else: tried on a small one."""
     generator, eps = torch.Generator().manual_seed(0), 0.5
-    x = torch.randn(3, 8, generator=generator) * 3
+    x = torch.randn(3, 8, generator=generator, dtype=torch.float32) * 3
     try:
         with torch.no_grad(), torch.device("cpu"):
-            probe = cls(8, eps=eps)
-            probe.weight.copy_(torch.randn(8, generator=generator))  # type: ignore[operator, union-attr]
+            probe = cls(8, eps=eps).float()
+            probe.weight.copy_(torch.randn(8, generator=generator))
             found = probe(x)
     except Exception:  # classes of other libraries may ask for anything; such a norm is called as it is
         return None
     unit = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
     for offset in (0.0, 1.0):
-        expected = unit * (offset + probe.weight.detach())  # type: ignore[operator]
+        expected = unit * (offset + probe.weight.detach())
         if found.shape == x.shape and torch.allclose(found, expected, rtol=1e-5, atol=1e-6):
             return offset
     return None
