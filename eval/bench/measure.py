@@ -31,8 +31,7 @@ class Bench:
     """One setting: its model, its batches, its subjects.
 
     Attributes:
-        left_out: subject -> why it cannot run. flops: subject -> (full, linear) of the prefill and of the forward in
-            training, over what the stock model computes.
+        left_out: subject, or phase of all of them -> why it cannot run.
     """
 
     def __init__(self, config: BenchConfig, setting: Setting):
@@ -150,11 +149,11 @@ class Bench:
         self.model.eval()
         self.prefill(batch)
 
+    @torch.no_grad()
     def _train_forward(self, batch: Batch) -> None:
         self.model.train()
         inputs = batch.inputs(slice(0, batch.length))
-        self.model(inputs_embeds=batch.embeds.requires_grad_(), labels=batch.labels, use_cache=False, **inputs)
-        batch.embeds.requires_grad_(False)
+        self.model(inputs_embeds=batch.embeds, labels=batch.labels, use_cache=False, **inputs)
         self.model.eval()
 
     def dense_flops(self, batch: Batch | None = None) -> tuple[int, int]:
@@ -180,10 +179,17 @@ class Bench:
                 phases.append(("checkpointed step", c.train_rounds, lambda s: {"checkpointed": self.train(s, True)}))
         times: Times = {}
         for name, rounds, one in phases:
-            for found in self._rounds(f"{case}: {name}" if case else name, rounds, one, journal, tell):
-                for subject, values in found.items():
-                    for phase, value in values.items():
-                        times.setdefault(phase, {}).setdefault(subject, []).append(value)
+            title = f"{case}: {name}" if case else name
+            try:
+                found = self._rounds(title, rounds, one, journal, tell)
+            except torch.OutOfMemoryError as e:  # of a GPU that is too small for a training step; the rest still counts
+                if name == phases[0][0]:
+                    raise
+                self.left_out[name] = str(e).splitlines()[0][:200]
+                self.model.zero_grad()
+                continue
+            for values in found:
+                _add(times, values)
         return times
 
     def _rounds(
@@ -217,6 +223,13 @@ class Bench:
                     raise
                 self.left_out[subject.name] = f"{type(e).__name__}: {e}".splitlines()[0][:200]
         return out
+
+
+def _add(times: Times, values: dict[str, dict[str, float]]) -> None:
+    """One round's numbers behind those of the rounds before."""
+    for subject, phases in values.items():
+        for phase, value in phases.items():
+            times.setdefault(phase, {}).setdefault(subject, []).append(value)
 
 
 def _switch(model: Any, what: str) -> Callable[..., None]:

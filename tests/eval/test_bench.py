@@ -108,6 +108,23 @@ def test_training_without_padding_counts_fewer_flops():
     assert found["train"][0] < 1 - bench.batch(bench.subjects[0]).padding and found["prefill"][0] < found["train"][0]
 
 
+def test_a_training_step_that_does_not_fit_is_left_out(monkeypatch):
+    step = Bench.train_step
+
+    def too_large(self, batch):
+        if not self.model.is_gradient_checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return step(self, batch)
+
+    monkeypatch.setattr(Bench, "train_step", too_large)
+    record = run(BenchConfig(**TINY, **QUICK, checkpointing="both", methods=["skip_ffn"]))
+    (left,) = record["left_out"]
+    assert left == {"name": "training step", "reason": "CUDA out of memory. Tried to allocate 9 GiB"}
+    row = by_name(record)["skip_ffn"]
+    assert row["train_ms"] is None and row["checkpointed_ms"] > 0 and row["checkpointed_over_flops"] > 0
+    assert "Left out: training step" in markdown(record)
+
+
 def test_what_cannot_run_is_left_out_with_the_reason(uneven):
     left = {out["name"]: out["reason"] for out in uneven["cases"][1]["left_out"]}
     assert "masks alone" in left["masked fastv(layer=1)"] and "masked fastv(layer=1)" not in by_name(uneven["cases"][1])
