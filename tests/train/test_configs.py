@@ -82,7 +82,7 @@ def stand_in(path, places, smoke, tmp_path):
             else:
                 overrides += [f"{at}.root={places[source.kind]}"] + ([f"{at}.features=null"] if source.features else [])
             if source.kind == "llava":
-                overrides.append(f"{at}.annotations=records.json")
+                overrides += [f"{at}.annotations=records.json", f"{at}.videos=."]
     return overrides
 
 
