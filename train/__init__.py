@@ -1,4 +1,4 @@
-"""Installed as ``vtskip.train``: fine-tune a streaming model, with or without a method attached.
+"""Installed as ``vtskip.train``: fine-tune a stock or a streaming model, with or without a method attached.
 
 ``run(load_config(TrainConfig, path))`` is what ``vtskip train`` and ``python -m vtskip.train`` do.
 """
