@@ -71,7 +71,7 @@ def _panel(
         shown[name] = axes.plot(place, value, mark, color=colour, markersize=5)[0]
     arrow = "higher" if block["higher_is_better"] else "lower"
     axes.set_title(f"{entries[0]['task']} (n = {block['n_items']} in {block['n_clusters']})", loc="left", fontsize=9)
-    axes.set_xlabel("FLOPs, dense = 1 (equal costs side by side)", fontsize=8)
+    axes.set_xlabel("FLOPs, stock model = 1 (equal costs side by side)", fontsize=8)
     axes.set_ylabel(f"{block['primary']} ({arrow} is better)", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.margins(x=0.1)
