@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vtskip.eval.bench.clock import now, rotated
 from vtskip.eval.bench.config import KernelCase
+from vtskip.eval.bench.peers import why
 from vtskip.kernels.choice import TABLE
 from vtskip.kernels.dispatch import PackedRows, packed_attention
 from vtskip.kernels.packing import segments_of
@@ -38,7 +39,7 @@ def compare(case: KernelCase, device: str, dtype: torch.dtype) -> dict[str, Any]
             found[name] = {"error": float(error / truth.abs().max())}
             _both(name, q, k, v, rows, scale)
         except Exception as e:  # a kernel's own words on why it cannot
-            found[name] = {"reason": f"{type(e).__name__}: {e}".splitlines()[0][:200]}
+            found[name] = {"reason": why(e)}
     can = [name for name, row in found.items() if "reason" not in row]
     runs = {"forward_ms": _forward} | ({"both_ms": _both} if case.backward else {})
     for key, work in runs.items():

@@ -16,6 +16,7 @@ from vtskip.cost import full_flops, head_flops, linear_flops
 from vtskip.eval.bench.batch import WARM_UP, Batch, build_model, make_batch
 from vtskip.eval.bench.clock import now, peak_bytes, rotated
 from vtskip.eval.bench.config import BenchConfig, Setting
+from vtskip.eval.bench.peers import why
 from vtskip.eval.bench.subjects import DENSE, Subject, downsampled, fitted, subjects_of, worn
 from vtskip.eval.journal import Journal
 from vtskip.models.families import decoder_of, shape_of
@@ -185,7 +186,7 @@ class Bench:
             except torch.OutOfMemoryError as e:  # of a GPU that is too small for a training step; the rest still counts
                 if name == phases[0][0]:
                     raise
-                self.left_out[name] = str(e).splitlines()[0][:200]
+                self.left_out[name] = why(e)
                 self.model.zero_grad()
                 continue
             for values in found:
@@ -221,7 +222,7 @@ class Bench:
             except Exception as e:  # whatever a stranger's code raises here: its row goes, with the reason
                 if subject.run not in PEERS:
                     raise
-                self.left_out[subject.name] = f"{type(e).__name__}: {e}".splitlines()[0][:200]
+                self.left_out[subject.name] = why(e)
         return out
 
 

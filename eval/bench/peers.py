@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+
+
+def why(error: Exception) -> str:
+    """The first line of an error, short and without the paths of this machine: the reason why a row is missing."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    return re.sub(r" \(/[^)]*\)", "", text)[:200]
 
 
 @contextmanager

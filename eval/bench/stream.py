@@ -25,6 +25,7 @@ from vtskip.eval.bench.batch import build_model
 from vtskip.eval.bench.bounded import bounded
 from vtskip.eval.bench.clock import now, ratio_stats, rotated, spread
 from vtskip.eval.bench.graph import captured
+from vtskip.eval.bench.peers import why
 from vtskip.eval.bench.stream_config import StreamConfig
 from vtskip.eval.bench.subjects import DENSE, label
 from vtskip.eval.journal import Journal
@@ -222,7 +223,7 @@ class StreamBench:
             except (
                 Exception
             ) as e:  # any operation that waits for the host ends a capture, each with an error of its own
-                row["graph"] = f"not captured: {type(e).__name__}: {e}".splitlines()[0][:200]
+                row["graph"] = f"not captured: {why(e)}"
 
     def graphed(self, stream: Stream, frames: int, capture: Any, handle: Any) -> dict[str, float]:
         replay = captured(self.model, self.inputs(stream), capture)

@@ -14,6 +14,7 @@ from vtskip.eval.bench.batch import build_model, make_batch
 from vtskip.eval.bench.config import Setting
 from vtskip.eval.bench.masked import masked
 from vtskip.eval.bench.measure import Bench
+from vtskip.eval.bench.peers import why
 from vtskip.eval.bench.tables import roofline
 from vtskip.eval.journal import Journal
 from vtskip.methods import get_method
@@ -108,6 +109,12 @@ def test_training_without_padding_counts_fewer_flops():
     assert found["train"][0] < 1 - bench.batch(bench.subjects[0]).padding and found["prefill"][0] < found["train"][0]
 
 
+def test_reasons_name_no_path_of_a_machine():
+    assert why(ImportError("cannot import name 'a' from 'b' (/home/me/b.py)\nmore")) == (
+        "ImportError: cannot import name 'a' from 'b'"
+    )
+
+
 def test_a_training_step_that_does_not_fit_is_left_out(monkeypatch):
     step = Bench.train_step
 
@@ -119,7 +126,7 @@ def test_a_training_step_that_does_not_fit_is_left_out(monkeypatch):
     monkeypatch.setattr(Bench, "train_step", too_large)
     record = run(BenchConfig(**TINY, **QUICK, checkpointing="both", methods=["skip_ffn"]))
     (left,) = record["left_out"]
-    assert left == {"name": "training step", "reason": "CUDA out of memory. Tried to allocate 9 GiB"}
+    assert left == {"name": "training step", "reason": "OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB"}
     row = by_name(record)["skip_ffn"]
     assert row["train_ms"] is None and row["checkpointed_ms"] > 0 and row["checkpointed_over_flops"] > 0
     assert "Left out: training step" in markdown(record)
