@@ -40,7 +40,13 @@ def test_the_same_step_again_replaces_it(tmp_path):
     assert named(tmp_path) == ["checkpoint-5"]
 
 
-@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed")])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        pytest.param(RuntimeError("write failed"), marks=pytest.mark.slow),  # torch.save's own
+    ],
+)
 def test_a_full_disk_ends_the_run_and_leaves_the_last_good_one(values, monkeypatch, fault):
     values |= {"save_every": 1, "keep": 1}
     real = torch.save
@@ -77,6 +83,7 @@ def test_a_model_that_cannot_be_written_leaves_the_checkpoint(values, monkeypatc
     assert (Path(values["out"]) / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_going_on_from_an_earlier_one_sets_the_later_aside(values):
     values |= {"save_every": 1, "keep": 3}
     train(values)

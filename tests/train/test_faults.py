@@ -19,7 +19,7 @@ from vtskip.train import loop
 from vtskip.train.faults import Interrupted, LossGuard
 
 
-@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("value", ["nan", pytest.param("inf", marks=pytest.mark.slow)])
 def test_a_loss_that_is_no_number_stops_with_its_batch(values, monkeypatch, value):
     values |= {"save_every": 1}
     real = loop.Trainer.compute_loss
@@ -66,7 +66,7 @@ def test_on_a_device_the_loss_is_read_one_step_later(tmp_path, monkeypatch):
         guard.check()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_video_that_cannot_be_decoded_is_skipped_if_allowed_and_counted(values, monkeypatch, workers):
     values |= {"workers": workers, "log_every": 2}
     values["optim"]["steps"] = 4
@@ -101,7 +101,7 @@ def test_a_worker_that_dies_is_told_with_its_file(values, monkeypatch):
         train(values)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_says_how_to_go_on(values, tmp_path, monkeypatch, number):
     values["optim"]["steps"] = 6
     values["save_every"] = 5

@@ -48,7 +48,7 @@ def test_every_number_of_the_log_goes_on(values, tmp_path):
     assert 0.4 < state["stateful_callbacks"]["KeepSchedule"]["attributes"]["value"] < 0.9
 
 
-@pytest.mark.parametrize("length", ["steps", "epochs"])
+@pytest.mark.parametrize("length", ["steps", pytest.param("epochs", marks=pytest.mark.slow)])
 def test_a_finished_run_can_be_made_longer(values, length):
     """By steps or by epochs (of four steps here); asked for no more, it takes none."""
     values["save_every"] = 2

@@ -89,7 +89,7 @@ def test_a_dense_run_has_no_routers_to_tell_of(values):
     assert {"stream_loss", "language_loss", "tokens_per_second"} <= line.keys()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_router_gradients_are_the_gradients(values, monkeypatch, accumulate):
     """Over all micro-batches, before clipping, and only in the steps that are logged."""
     norms = []
