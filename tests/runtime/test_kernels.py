@@ -7,7 +7,8 @@ import torch
 from transformers import DynamicCache
 
 import vtskip
-from tests.tiny import FAMILIES
+from tests import flash_standin
+from tests.tiny import FAMILIES, IMAGE_ID
 from vtskip.errors import ConfigError
 from vtskip.kernels import choice, dispatch
 
@@ -130,3 +131,25 @@ def test_what_cannot_run_is_said(triton):
         pytest.raises(ConfigError, match="triton cannot compute in float64"),
     ):
         model(**batch)
+
+
+def test_text_runs_read_by_flash_in_segments(monkeypatch):
+    """ShortV's text before and after an image: two calls of a kernel that knows no positions (a stand-in of its semantics)."""
+    spans = []
+
+    def standin(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window, softcap):
+        spans.append((max_q, max_k))
+        return flash_standin.flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True)
+
+    monkeypatch.setattr("vtskip.kernels.flash.flash_varlen", standin)
+    monkeypatch.setitem(choice.TABLE["attention"], "flash", lambda call: "" if call.order else "knows no positions")
+    family, model = FAMILIES["llava-llama"], FAMILIES["llava-llama"].model()
+    batch = family.batch(["short"])
+    start, length = family.starts("short")[0], batch["input_ids"].shape[1]
+    with torch.no_grad(), vtskip.attach(model, {"name": "shortv", "layers": [1]}):
+        expected = model(**batch).logits
+        with choice.use("attention=flash"):
+            ours = model(**batch).logits
+    image = int((batch["input_ids"] == IMAGE_ID).sum())
+    assert (ours - expected).abs().max() <= family.tolerance
+    assert spans == [(start, start), (length - start - image, length)]
