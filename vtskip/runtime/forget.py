@@ -8,6 +8,7 @@ back once, when rows before them leave.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def forget(model: nn.Module, cache: Cache, first: int, last: int) -> None:
                 f"layer {index} of the cache ({type(held).__name__}, sliding window {getattr(held, 'window', None)}) "
                 "cannot forget; accepted: a DynamicCache or SkipCache without sliding windows"
             )
-        take_out(held, first, last, lambda keys, attn=layer.self_attn: turn(attn, keys))
+        take_out(held, first, last, partial(turn, layer.self_attn))
 
 
 def turner(decoder: nn.Module, by: int) -> Callable[[nn.Module, Tensor], Tensor]:

@@ -161,8 +161,8 @@ class StreamSession:
         positions, least = getattr(self.model, "positions", None), 2 * self._turn_rows
         if asked is None and positions is None:
             return None
-        most = None if positions is None else positions - self._opening
-        window = most if asked is None else asked
+        most = None if positions is None else int(positions) - self._opening
+        window: Any = most if asked is None else asked
         if window < least or (most is not None and window > most):
             limit = f"up to {most} (the model's {positions} positions less the opening's {self._opening})"
             raise ConfigError(
@@ -184,7 +184,8 @@ class StreamSession:
             if length + rows > self._opening + self.window:
                 leave = max(length + rows - self._opening - self.window, self.window // 8)
                 cut = next((turn for turn in self._turns if turn - self._opening >= leave), length)
-                self.model.forget(self.cache, self._opening, cut)
+                bounded: Any = self.model
+                bounded.forget(self.cache, self._opening, cut)
                 gone, length = cut - self._opening, length - (cut - self._opening)
                 self.forgotten += gone
                 self._turns = deque(turn - gone for turn in self._turns if turn >= cut)
