@@ -1,4 +1,4 @@
-"""The README's Python runs as printed, on a tiny model and a real clip, and its promises about itself hold."""
+"""The Python of README and docs runs as printed, on a tiny model and a real clip, and its promises about itself hold."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,8 @@ __all__ = ["checkpoint", "clips"]
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-ON_A_MODEL, STREAMING, A_METHOD = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+ADDING = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+ON_A_MODEL, STREAMING, A_METHOD = re.findall(r"```python\n(.*?)```", TEXT + ADDING, re.DOTALL)
 
 
 def test_a_few_lines_attach_a_method_to_a_stock_model(monkeypatch):
