@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.processes import launch
 from tests.train.runs import losses, train
 from vtskip.data.collate import StreamCollator
 from vtskip.errors import DataError, ModelError, VideoError
@@ -137,6 +138,20 @@ def test_the_same_signal_again_ends_at_once(values, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(values)
     assert not Path(values["out"]).exists()
+
+
+@pytest.mark.slow
+def test_processes_agree_to_stop(values, tmp_path):
+    """A signal that reaches one of two processes stops both after the same step."""
+    settings = tmp_path / "settings.json"
+    values |= {"watch": {"probe": 0}}
+    values["optim"] |= {"steps": 20, "batch_size": 1}
+    settings.write_text(json.dumps({"config": values, "report": str(tmp_path)}))
+    launch(Path(__file__).with_name("stop_worker.py"), settings, 2)
+    told = [json.loads((tmp_path / f"told{rank}.json").read_text()) for rank in range(2)]
+    assert told[0] == told[1] and "stopped by SIGTERM after step 2, which is saved" in told[0]
+    held = {p.name for p in (Path(values["out"]) / "checkpoint-2").iterdir()}
+    assert {"rng_state_0.pth", "rng_state_1.pth", "run_state_0.safetensors", "run_state_1.safetensors"} <= held
 
 
 @pytest.mark.slow
