@@ -187,33 +187,6 @@ def shapes(i):
     return {"weight": (32, 16 if i == 1 else 32), "bias": (32,)}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "lora", "method"),
-    [(2, False, "pmod"), (3, False, "pmod"), (3, True, "mod"), (3, False, "skip_vision")],
-)
-def test_two_processes_of_which_one_has_no_image_equal_one(values, tmp_path, stage, lora, method):
-    """ZeRO on a stock model: the rank with text alone calls tower and connector too, on a masked blank image."""
-    pytest.importorskip("deepspeed")
-    from tests.train.test_zero import logged, start, zero
-
-    values |= {"method": {"name": method}, "trains": {"vision": True}}
-    if method == "skip_vision":
-        values["method"] |= {"retain": "even", "keep": 4, "merged": 6}
-    if lora:
-        values["lora"] = {"r": 4}
-    values["optim"] = {"steps": 4, "batch_size": 2, "lr": 1e-3}
-    one, two = tmp_path / "one", tmp_path / "two"
-    seen_alone = start(values, one, 1)[0]
-    values["optim"]["batch_size"], values["deepspeed"] = 1, zero(stage, tmp_path)
-    first, second = start(values, two, 2)
-    together = [uid for pair in zip(first, second) for uid, _ in pair]
-    assert together[:8] == [uid for uid, _ in seen_alone][:8]
-    assert any(a.startswith("talk") != b.startswith("talk") for (a, _), (b, _) in zip(first, second))
-    for key in ("loss", "grad_norm"):
-        assert logged(two, key) == pytest.approx(logged(one, key), rel=1e-4)
-
-
 @pytest.mark.parametrize("kind", ["stock", "stream"])
 def test_bf16_beside_adapters_halves_what_is_frozen_and_nothing_else(request, values, kind, tmp_path, monkeypatch):
     """Weights that learn, routers among them, stay in fp32; the loss is that of fp32 within bf16's error."""

@@ -125,7 +125,9 @@ class RowReader:
         mask = inputs.get("attention_mask")
         valid, past_rows, complete = _valid(mask, batch, length, cache)
         if valid is not None and sizes is not None and (vision & ~valid).any():
-            raise ModelError("the attention mask hides vision rows: an image or frame cannot be partly padding")
+            vision, sizes = without_hidden(vision, valid, sizes)
+            if not vision.any():
+                return None
         rows = RowMap.build(vision, valid, sizes, past_rows, source.device)
         rows.memo[COMPLETE] = complete
         return rows
@@ -215,3 +217,17 @@ def _valid(mask: Any, batch: int, length: int, cache: Any) -> tuple[np.ndarray |
 def reader_for(module: nn.Module, state: StepState, family: Family | None, config: Any) -> RowReader:
     names = tuple(n for n in inspect.signature(module.forward).parameters if n not in ("args", "kwargs"))
     return RowReader(state, family, config, names)
+
+
+def without_hidden(vision: np.ndarray, valid: np.ndarray, sizes: Any) -> tuple[np.ndarray, list[list[int]]]:
+    """Vision rows without the images or frames that the attention mask hides whole, and the sizes of the others.
+
+    Raises ModelError for one that is hidden in part.
+    """
+    left: list[list[int]] = []
+    for row, seen, groups in zip(vision, valid, sizes):
+        shown = np.split(seen[row], np.cumsum(groups)[:-1]) if len(groups) else []
+        if any(part.any() and not part.all() for part in shown):
+            raise ModelError("the attention mask hides vision rows: an image or frame cannot be partly padding")
+        left.append([int(size) for size, part in zip(groups, shown) if part.all()])
+    return vision & valid, left
