@@ -6,6 +6,7 @@ Finished clips are kept, so an interrupted run goes on where it stopped.
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -278,7 +279,10 @@ def _run(jobs: list[tuple], workers: int, advance: Any) -> None:
         return
     # fork: a child of a script without an "if __name__ == '__main__'" guard must not run the script again
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method)) as pool:
+    context = multiprocessing.get_context(method)
+    # Ctrl-C reaches every process of a terminal: one that it ends while it holds a lock of the pool would make all wait.
+    alone = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with ProcessPoolExecutor(workers, mp_context=context, **alone) as pool:
         try:
             for done in as_completed([pool.submit(_clip, *job) for job in jobs]):
                 done.result()
