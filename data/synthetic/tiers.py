@@ -281,8 +281,7 @@ def _run(jobs: list[tuple], workers: int, advance: Any) -> None:
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     # Ctrl-C reaches every process of a terminal: one that it ends while it holds a lock of the pool would make all wait.
-    alone = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with ProcessPoolExecutor(workers, mp_context=context, **alone) as pool:
+    with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             for done in as_completed([pool.submit(_clip, *job) for job in jobs]):
                 done.result()
