@@ -45,7 +45,7 @@ def learned(template, row):
 
 
 def test_labels_are_the_replies_to_their_end(family, data):
-    model, template = family
+    _, template = family
     end = template.tokenizer.eos_token
     for uid, replies in {
         "one": ["A red square."],

@@ -93,7 +93,9 @@ def base(smoke, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("base") / "tiny_dense"
     run(
-        load_config(TrainConfig, find_shipped("tiny_dense", "train"), [f"out={out}", f"data.root={smoke}", "optim.steps=1"]),
+        load_config(
+            TrainConfig, find_shipped("tiny_dense", "train"), [f"out={out}", f"data.root={smoke}", "optim.steps=1"]
+        ),
         progress=False,
     )
     return out
