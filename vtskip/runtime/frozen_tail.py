@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtskip.kernels.rows import gather_rows
 from vtskip.models.norms import Rms, rms_of
 from vtskip.models.sharding import elsewhere
 from vtskip.plan import RowMap, RowSet
@@ -141,6 +140,11 @@ def norm_of(layer: nn.Module) -> Rms:
     norm = rms_of(layer.input_layernorm, layer.input_layernorm.weight.dtype)
     assert norm is not None
     return norm
+
+
+def gather_rows(x: Tensor, flat_index: Tensor, batch: int) -> Tensor:
+    """Rows ``flat_index`` ``[batch * m]`` of ``x`` ``[batch, S, D]``, flattened over the batch -> ``[batch, m, D]``."""
+    return x.reshape(-1, x.shape[-1]).index_select(0, flat_index).view(batch, -1, x.shape[-1])
 
 
 def unit(x: Tensor, eps: float) -> Tensor:
