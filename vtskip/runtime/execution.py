@@ -55,7 +55,8 @@ class Execution:
         self.packs = self.ordered = False
         self.fused = moves_fused(x)
         self._layouts: dict[int, Layout] = {}
-        attn, weight = layer.self_attn, layer.input_layernorm.weight
+        # Not by its name: ZeRO-3 takes that for a use, and has this layer gather it in backward in this process alone.
+        attn, weight = layer.self_attn, next(layer.input_layernorm.parameters())
         self.partitioned = partitioned(weight)
         self.kind = backend(attn)
         if is_static(stored):
