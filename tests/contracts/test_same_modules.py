@@ -52,6 +52,25 @@ def test_batches_with_and_without_images_call_the_same_modules(model, row):
     assert loss == pytest.approx(dense, rel=1e-12) or not row.text_is_stock
 
 
+@pytest.mark.parametrize("row", MATRIX, ids=str)
+def test_with_checkpointing_modules_also_end_alike(model, row, monkeypatch):
+    """Under ZeRO-3 weights are gathered when a module begins and released when it ends, in recomputation, too."""
+    for user in ("execution", "asked"):
+        monkeypatch.setattr(f"vtskip.runtime.{user}.partitioned", lambda weight: True)
+    vtskip.attach(model, row.spec)
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    ended = []
+    for name, module in model.get_decoder().layers.named_modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_hook(lambda m, args, out, name=name: ended.append(name))
+    (seen, _), seen_ended = trained(model, ["long", "text"]), ended[:]
+    ended.clear()
+    unseen, _ = trained(model, ["text", "text"])
+    assert unseen == seen
+    assert ended == seen_ended
+
+
 class Nothing(LayerPlanner):
     """Leaves out every row of a batch with images, from attention or FFN or both."""
 

@@ -28,6 +28,7 @@ from vtskip.runtime.masks import StepMask, backend, document_starts, packed, ref
 from vtskip.runtime.native import LayerRuntime, native, text_step
 from vtskip.runtime.packed import in_order, moves_fused, packed_attention, runs_packed
 from vtskip.runtime.slots import RowSlots
+from vtskip.runtime.unread import WholeLayer
 
 
 class Execution:
@@ -82,12 +83,12 @@ class Execution:
         return rows if self.past or is_static(self.stored) else packed
 
     def run(self, x: Tensor) -> Tensor:
-        plan, body = self.plan, self.query
-        if not self.packs and plan.one_set:
+        plan, body, free = self.plan, self.query, not (self.packs or self.alike)
+        if free and plan.one_set:
             if self.rows.is_all(plan.attend) and plan.cache is plan.attend and not self.compact:
                 return self.weigh(x, text_step(self.layer, x, self.kwargs), plan.gain_row)
             return self.block(x)
-        if not self.packs and plan.attend is plan.expose:
+        if free and plan.attend is plan.expose:
             body = self.branch
         return checkpointed(self.layer, body, x, plan.gain_attn, plan.gain_ffn, plan.gain_row)
 
@@ -232,6 +233,15 @@ class Execution:
 
     def weigh(self, x: Tensor, y: Tensor, gain: Tensor | None) -> Tensor:
         return y if gain is None else weigh(x, y, gain, self.plan.gain_on)
+
+    @property
+    def alike(self) -> bool:
+        """Whether a routed layer has to take one seam whatever its plan: with checkpointing under ZeRO-3. Recomputation ends
+        with the last tensor that was saved; where one seam saves one behind the last product and another does not, weights
+        would be released in one process and not in the other, and gathered by one alone.
+        """
+        routed = not (self.compact or isinstance(self.layer.vtskip, WholeLayer))
+        return routed and self.partitioned and checkpointing(self.layer)
 
     def is_all(self, rows: RowSet) -> bool:
         """Whether ``rows`` run ungathered. Never with checkpointing under ZeRO-3: torch recomputes a body, and weights are
