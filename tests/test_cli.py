@@ -177,7 +177,13 @@ def test_ctrl_c_in_a_running_command_exits_130(tmp_path):
     out = tmp_path / "set"
     command = [sys.executable, "-m", "vtskip", "data", "make", "synthetic", "--tier", "small", "--out", str(out)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell starts its background jobs with Ctrl-C ignored, and children inherit that: the command is one in front.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         while not list(out.glob("timelines/*.json")):
