@@ -20,6 +20,7 @@ from vtskip.calibrate import layer_contribution
 from vtskip.config import StrictModel
 from vtskip.errors import ConfigError
 from vtskip.eval.provenance import provenance
+from vtskip.loading import read_lm, read_tokenizer
 from vtskip.methods import MethodSpec
 from vtskip.runtime.attach import attach
 
@@ -68,7 +69,7 @@ class Sweep:
         from vtskip.models.streaming_llava import StreamingLlava, StreamingLlavaConfig
 
         self.config = c = config
-        lm, tokenizer = read_smollm2() if c.lm == "smollm2" else read_lm(c.lm)
+        lm, tokenizer = read_smollm2() if c.lm == "smollm2" else (read_lm(c.lm, "lm"), read_tokenizer(c.lm, "lm"))
         torch.manual_seed(c.seed)
         self.frame_id = lm.config.vocab_size
         settings = StreamingLlavaConfig(
@@ -130,16 +131,6 @@ def read_smollm2() -> tuple[Any, Any]:
     file = next(Path(spec.origin).parent.rglob("*.gguf"))
     source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     return AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **source), AutoTokenizer.from_pretrained(**source)
-
-
-def read_lm(folder: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return model, AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as e:
-        raise ConfigError(f"lm {folder!r}: no causal language model with a tokenizer there ({e})") from None
 
 
 def read_text(source: str) -> str:

@@ -1,18 +1,17 @@
 """From a model recipe to a model with its method and adapters, its tokenizer or processor, and its template."""
 
 import json
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig
 from transformers.modeling_utils import set_zero3_state
 
 from vtskip.data.config import DataConfig
 from vtskip.data.tokenizer import build_word_tokenizer, conversation_texts
 from vtskip.data.types import Sample
 from vtskip.errors import ConfigError, nearest, one_line
-from vtskip.loading import load, load_state
+from vtskip.loading import load, load_state, read_lm, read_tokenizer
 from vtskip.methods import get_method
 from vtskip.models.streaming_llava import StreamingLlava, StreamingLlavaConfig
 from vtskip.runtime.attach import attach
@@ -58,7 +57,7 @@ def build_stream(config: TrainConfig, samples: list[Sample]) -> tuple[StreamingL
             attach(model, get_method(config.method))
     elif config.method is None:
         loaded, _ = load(config.model.checkpoint)
-        model, tokenizer = cast(StreamingLlava, loaded), read_tokenizer(config.model.checkpoint)
+        model, tokenizer = cast(StreamingLlava, loaded), read_tokenizer(config.model.checkpoint, "model.checkpoint")
     else:
         checkpoint = load_stream(config.model.checkpoint, device="cpu")
         checkpoint.use(get_method(config.method))  # goes on from the saved routers where they fit
@@ -73,7 +72,7 @@ def new_model(recipe: ModelRecipe, data: DataConfig, samples: list[Sample]) -> t
     tokenizer = make_tokenizer(recipe, samples)
     ids: dict[str, Any] = special_ids(tokenizer)
     if isinstance(recipe.lm, str):
-        language_model = read_lm(recipe.lm)
+        language_model = read_lm(recipe.lm, "model.lm")
         if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
             language_model.resize_token_embeddings(len(tokenizer))
         text_config = language_model.config
@@ -103,23 +102,7 @@ def make_tokenizer(recipe: ModelRecipe, samples: list[Sample]) -> Any:
     source = recipe.tokenizer or recipe.lm
     if source == "words":
         return build_word_tokenizer(conversation_texts(samples))
-    return read_tokenizer(Path(str(source)))
-
-
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in ``folder``. Raises ConfigError if there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as e:
-        raise ConfigError(f"{folder}: no tokenizer there ({one_line(e)}); accepted: 'words' or a folder") from None
-
-
-def read_lm(folder: str) -> Any:
-    """The causal language model in ``folder``, in fp32. Raises ConfigError if there is none."""
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as e:
-        raise ConfigError(f"model.lm {folder!r}: no causal language model there ({one_line(e)})") from None
+    return read_tokenizer(str(source), "model.tokenizer", "'words' or a folder")
 
 
 def tiny_lm_config(values: dict[str, Any], tokenizer: Any) -> Any:

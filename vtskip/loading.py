@@ -18,7 +18,7 @@ from torch import nn
 
 from vtskip import __version__
 from vtskip.config import parse
-from vtskip.errors import CheckpointError, one_line
+from vtskip.errors import CheckpointError, ConfigError, one_line
 from vtskip.methods import METHODS, Method, get_method
 from vtskip.models.families import unwrap
 from vtskip.runtime.attach import Handle, attach
@@ -209,3 +209,23 @@ def load(folder: str | Path, method: Any = None, **kwargs: Any) -> tuple[nn.Modu
         return handle.model, handle
     model = load_base({"model_class": "StreamingLlava"}, folder, **kwargs)
     return model, None if method is None else attach(model, method)
+
+
+def read_lm(folder: str, key: str) -> Any:
+    """The causal language model in ``folder`` (or by id), in fp32. Raises ConfigError, which names ``key``, if there is none."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as e:
+        raise ConfigError(f"{key} {folder!r}: no causal language model there ({one_line(e)})") from None
+
+
+def read_tokenizer(folder: str | Path, key: str, accepted: str = "a folder") -> Any:
+    """The tokenizer in ``folder`` (or by id). Raises ConfigError, which names ``key``, if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as e:
+        raise ConfigError(f"{key} {str(folder)!r}: no tokenizer there ({one_line(e)}); accepted: {accepted}") from None

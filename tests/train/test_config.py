@@ -53,7 +53,7 @@ def test_shipped_deepspeed_files_name_their_stage(path):
         ("model.lm.hidden_sizes", 8, "did you mean 'hidden_size'"),
         ("model.lm.model_type", "lama", "lama"),
         ("model.tokenizer", None, "tokenizer"),
-        ("model.tokenizer", "/nowhere", "/nowhere: no tokenizer there"),
+        ("model.tokenizer", "/nowhere", "model.tokenizer '/nowhere': no tokenizer there"),
         ("model.checkpoint", "/nowhere", "brings its own"),
         ("model", {"checkpoint": "/nowhere"}, "/nowhere: no model there"),
         ("model.vision", "ViT-B-23", "did you mean 'ViT-B-32'"),
