@@ -33,7 +33,7 @@ def test_summary_rows(golden):
     item = golden("skip_ffn_stack")
     summary = load_summary(Summary(item.json["config"]["hidden_size"]), item)
     groups = ("retained", "skipped")
-    for group, row in zip(groups, summary([item.tensors[group] for group in groups]), strict=True):
+    for group, row in zip(groups, summary.pooled([item.tensors[group] for group in groups]), strict=True):
         close(row[:, 0].detach(), item.tensors[f"summary_{group}"], 2e-5)
 
 

@@ -97,10 +97,17 @@ class Summary(nn.Module):
         super().__init__()
         self.norm, self.score = nn.LayerNorm(hidden), Router(hidden, seed=seed)
 
-    def forward(self, groups: list[Tensor]) -> list[Tensor]:
+    def forward(self, rows: Tensor) -> Tensor:
+        """Scores ``[m]`` of rows ``[m, hidden]``. One tensor in and one out, whatever the images: ZeRO-3 gathers a module's
+        weights once in backward for each tensor that it gave, and that has to be as often in every process.
+        """
+        return self.score(self.norm(rows))
+
+    def pooled(self, groups: list[Tensor]) -> list[Tensor]:
         """``[G, n, hidden]`` each to ``[G, 1, hidden]``. All in one call, so that every process calls the scorer once."""
-        groups = [x.to(torch.promote_types(x.dtype, self.score.weight.dtype)) for x in groups]
-        scores = self.score(self.norm(torch.cat([x.flatten(0, 1) for x in groups])))
+        dtype = next(self.parameters()).dtype  # not by a name, which ZeRO-3 takes for a use of the whole weight
+        groups = [x.to(torch.promote_types(x.dtype, dtype)) for x in groups]
+        scores = self(torch.cat([x.flatten(0, 1) for x in groups]))
         parts = scores.split([x.shape[0] * x.shape[1] for x in groups])
         return [s.view(x.shape[:2]).softmax(-1)[:, None] @ x for s, x in zip(parts, groups)]
 
@@ -149,7 +156,7 @@ class SkipVisionPlanner(LayerPlanner):
             others, _ = merge_redundant(flat[order[:, split.retained :]], split.skipped)
             parts.append((places[:, : split.used], [kept, others]))
             groups += [kept, others] if split.summaries else []
-        summaries = iter([] if self.summary is None else self.summary(groups or [hidden[:1, :1]]))
+        summaries = iter([] if self.summary is None else self.summary.pooled(groups or [hidden[:1, :1]]))
         if not groups and self.summary is not None:  # nothing to sum up, but the parameters are part of every step
             flat = flat + next(summaries).sum().to(flat.dtype) * 0
         for places, (kept, others) in parts:
