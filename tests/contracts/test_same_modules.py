@@ -71,6 +71,48 @@ def test_with_checkpointing_modules_also_end_alike(model, row, monkeypatch):
     assert ended == seen_ended
 
 
+class Note(torch.autograd.Function):
+    """Passes a tensor on, and notes when its gradient comes by."""
+
+    @staticmethod
+    def forward(ctx, tensor, name, noted):
+        ctx.name, ctx.noted = name, noted
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.noted.append(ctx.name)
+        return gradient, None, None
+
+
+def noting(value, name, noted):
+    """``value`` with every tensor in it that has a gradient noted in the backward pass."""
+    if isinstance(value, torch.Tensor):
+        return Note.apply(value, name, noted) if value.requires_grad else value
+    return type(value)(noting(v, name, noted) for v in value) if isinstance(value, (tuple, list)) else value
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("row", MATRIX, ids=str)
+def test_every_tensor_that_a_module_gives_is_asked_for_its_gradient(model, row, checkpointing, monkeypatch):
+    """ZeRO-3 gathers a module's weights in the backward pass once for each such tensor, modules without weights included."""
+    for user in ("execution", "asked"):
+        monkeypatch.setattr(f"vtskip.runtime.{user}.partitioned", lambda weight: True)
+    vtskip.attach(model, row.spec)
+    if checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    noted = []
+    for name, module in model.get_decoder().layers.named_modules():
+        module.register_forward_pre_hook(lambda m, args: noted.append("called"))
+        module.register_forward_hook(lambda m, args, out, name=name: noting(out, name, noted))
+    trained(model, ["long", "text"])
+    seen = noted[:]
+    noted.clear()
+    trained(model, ["text", "text"])
+    assert noted == seen
+
+
 class Nothing(LayerPlanner):
     """Leaves out every row of a batch with images, from attention or FFN or both."""
 
