@@ -362,3 +362,13 @@ def test_named_towers(tmp_path, name):
     missing = [n for n, p in model.vision_tower.named_parameters() if p.requires_grad and p.grad is None]
     assert not missing
     assert json.loads((tmp_path / "config.json").read_text())["vision"] == name
+
+
+def test_a_tower_without_blocks_keeps_what_a_patch_shows_in_its_row():
+    model = build(vision={**TOWER, "layers": 0}, cls_token=False, pool=[4, 4])
+    plain = frames(1)
+    changed = plain.clone()
+    changed[0, 8:16, 16:24] = 255 - changed[0, 8:16, 16:24]  # the patch in row 1, column 2 of a 4 x 4 grid
+    moved = (model.encode_frames(plain) != model.encode_frames(changed)).any(-1)
+    assert moved[0].nonzero()[:, 0].tolist() == [6]
+    assert build(vision={**TOWER, "layers": 0}, pool=[2, 2]).encode_frames(plain).shape == (1, 5, 32)

@@ -65,7 +65,8 @@ class VisionTower(nn.Module):
     """An open_clip tower with random weights. ``forward``: images [N, 3, S, S] -> summary [N, C], grid [N, C, h, w].
 
     The grid is the normed output of the last block. The summary is the class token; towers without one (SigLIP,
-    convolutional ones) give their pooled vector where it has the width of the grid, else the mean of the grid.
+    convolutional ones) give their pooled vector where it has the width of the grid, else the mean of the grid. So does a
+    transformer of no blocks (``layers: 0``), whose patches know of nothing but themselves.
     """
 
     def __init__(
@@ -81,10 +82,12 @@ class VisionTower(nn.Module):
             raise ModelError(f"vision {vision!r}: open_clip cannot build it ({e})") from e
         self.image_size = _side(cfg.get("image_size", CLIPVisionCfg.image_size))
         visual = self.visual
+        self.patches_alone = False
         if isinstance(visual, open_clip.transformer.VisionTransformer):
             visual.proj = None  # leads to the space of the text tower: no feature of the image alone
             self.width = cfg.get("width", CLIPVisionCfg.width)
-            self.read = "prefix" if visual.pool_type != "avg" else "mean"
+            self.patches_alone = not len(visual.transformer.resblocks)
+            self.read = "prefix" if visual.pool_type != "avg" and not self.patches_alone else "mean"
             self.norm = visual.attn_pool is None  # with attentional pooling ln_post belongs behind the pool
         elif hasattr(visual, "trunk"):
             if image_size is not None and hasattr(visual.trunk, "set_input_size"):
@@ -108,7 +111,16 @@ class VisionTower(nn.Module):
             if name.startswith(tuple(f"{n}." for n in names)):
                 parameter.requires_grad_(False)
 
+    def _patches(self, images: Tensor) -> Tensor:
+        """The grid of a transformer without blocks, which open_clip's own reading of layers does not know."""
+        rows = self.visual._embeds(images)[:, 1:]
+        rows = self.visual.ln_post(rows) if self.norm else rows
+        return rows.transpose(1, 2).unflatten(2, self.visual.grid_size)
+
     def forward(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
+        if self.patches_alone:
+            grid = self._patches(images)
+            return (grid.mean((2, 3)) if self.summary else None), grid
         pooled = self.summary and self.read == "pooled"
         out = self.visual.forward_intermediates(
             images,
