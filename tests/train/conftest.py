@@ -1,4 +1,6 @@
-"""The smoke tier, made once, and the values of a run that takes a second."""
+"""The smoke tier, made once, the values of a run that takes a second, and runs in one process to compare others with."""
+
+import json
 
 import pytest
 
@@ -17,3 +19,20 @@ def values(smoke, tmp_path):
     from tests.train.runs import tiny_values
 
     return tiny_values(smoke, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """``alone(values)`` trains in one process, once per method and adapter: its folder and what it saw."""
+    from tests.train.zero_runs import start
+
+    done = {}
+
+    def train(values):
+        key = json.dumps([values["method"], values.get("lora")])
+        if key not in done:
+            folder = tmp_path_factory.mktemp("one")
+            done[key] = folder, start(values, folder, 1)[0]
+        return done[key]
+
+    return train

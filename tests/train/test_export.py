@@ -125,7 +125,7 @@ def test_what_cannot_be_exported_is_named(values, tmp_path):
 def test_shards_of_deepspeed_are_joined(values, tmp_path, stage, lora):
     """From two processes' shards comes the model that the run has written itself."""
     pytest.importorskip("deepspeed")
-    from tests.train.test_zero import start
+    from tests.train.zero_runs import start
 
     values |= {"deepspeed": f"zero{stage}", "save_every": 2, "trains": {"vision": False}}
     values["optim"] = {"steps": 2, "batch_size": 1, "lr": 0.05}

@@ -1,53 +1,16 @@
 """Two processes with DeepSpeed ZeRO on gloo do what one process with the whole batch does."""
 
-import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import vtskip.configs
-from tests.processes import launch
+from tests.train.zero_runs import logged, slow, start, zero
 from vtskip.loading import load
 
-WORKER = Path(__file__).with_name("zero_worker.py")
-ZERO = Path(vtskip.configs.__path__[0]) / "deepspeed"
-# By default small parameters stay whole, and these are all small: cut up every one, and gather them a few at a time.
-CUT_UP = {
-    "stage3_param_persistence_threshold": 0,
-    "stage3_prefetch_bucket_size": 2000,
-    "stage3_max_live_parameters": 4000,
-    "stage3_max_reuse_distance": 0,
-}
 # Weighed by its own contribution: a scaled row is the same to the next norm, and a router would hardly get a gradient.
 MOD = {"name": "mod", "keep": 0.4, "combine": "delta", "schedule": {"kind": "constant"}}
-
-
-def zero(stage, folder):
-    """The shipped settings of a stage, for a tiny model."""
-    settings = json.loads((ZERO / f"zero{stage}.json").read_text())
-    if stage == 3:
-        settings["zero_optimization"] |= CUT_UP
-    path = folder / "zero.json"
-    path.write_text(json.dumps(settings))
-    return str(path)
-
-
-def start(values, folder, processes, resume=False):
-    """Run the worker in ``processes`` processes; returns what each rank saw."""
-    folder.mkdir(exist_ok=True)
-    settings = folder / "settings.json"
-    values = values | {"out": str(folder / "run")}
-    settings.write_text(json.dumps({"config": values, "report": str(folder), "resume": resume}))
-    launch(WORKER, settings, processes)
-    return [json.loads((folder / f"seen{rank}.json").read_text()) for rank in range(processes)]
-
-
-def logged(folder, key):
-    lines = [json.loads(line) for line in (folder / "run" / "train_log.jsonl").read_text().splitlines()]
-    return [line[key] for line in lines if key in line]
 
 
 def logits(folder, method):
@@ -58,25 +21,6 @@ def logits(folder, method):
     ids = torch.tensor([words[:3] + [config.frame_id] * 2 * config.frame_tokens + words[3:6]])
     with torch.no_grad():
         return model(input_ids=ids, frames=torch.arange(2 * 32 * 32 * 3).reshape(2, 32, 32, 3).byte()).logits
-
-
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """``alone(values)`` trains in one process, once per method: its folder and what it saw."""
-    done = {}
-
-    def train(values):
-        key = json.dumps(values["method"])
-        if key not in done:
-            folder = tmp_path_factory.mktemp("one")
-            done[key] = folder, start(values, folder, 1)[0]
-        return done[key]
-
-    return train
 
 
 @pytest.mark.parametrize(

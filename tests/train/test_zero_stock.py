@@ -3,37 +3,59 @@
 import pytest
 
 from tests.train import stand_ins
-from tests.train.test_zero import logged, slow, start, zero
+from tests.train.zero_runs import logged, slow, start, zero
+
+EVERYWHERE = {"kind": "constant"}
+# Weighed by its own contribution: a scaled row is the same to the next norm, and a router would hardly get a gradient.
+MOD = {"name": "mod", "keep": 0.4, "combine": "delta", "schedule": EVERYWHERE}
+PMOD = {"name": "pmod", "schedule": EVERYWHERE}
+# Its auxiliary loss is a mean of each batch, which is another one in one process.
+GAMMA_MOD = {"name": "gamma_mod", "schedule": EVERYWHERE, "aux_weight": 0}
+SKIP_VISION = {"name": "skip_vision", "retain": "even", "keep": 4, "merged": 6}
+SHORTV = {"name": "shortv", "layers": [1, 2]}
+LORA = {"lora": {"r": 4}}
+CHECKPOINTED = {"gradient_checkpointing": True}
 
 
-@pytest.mark.parametrize(
-    ("stage", "lora", "method"),
-    [
-        slow(3, False, "mod"),
-    ],
-)
-def test_two_processes_of_which_one_has_no_image_equal_one(tmp_path, stage, lora, method):
-    """ZeRO on a stock model: the rank with text alone calls tower and connector too, on a masked blank image."""
-    pytest.importorskip("deepspeed")
-    model, data = stand_ins.llava(tmp_path / "model"), stand_ins.llava_json(tmp_path / "data")
-    values = {
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """Values of a run: a Llava of which all parts learn, on images and text in turn."""
+    folder = tmp_path_factory.mktemp("stock")
+    model, data = stand_ins.llava(folder / "model"), stand_ins.llava_json(folder / "data")
+    return {
         "model": {"pretrained": str(model)},
-        "method": {"name": method},
         "data": {"kind": "llava", "annotations": str(data / "records.json"), "videos": str(data)},
         "trains": {"vision": True},
-        "optim": {"steps": 4, "batch_size": 2, "lr": 1e-3},
         "log_every": 1,
         # One process would leave the tower out of a batch without any image, and its moments as they are.
         "seed": 2,
     }
-    if lora:
-        values["lora"] = {"r": 4}
-    one, two = tmp_path / "one", tmp_path / "two"
-    seen_alone = start(values, one, 1)[0]
-    values["optim"]["batch_size"], values["deepspeed"] = 1, zero(stage, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "method", "more"),
+    [
+        (2, MOD, {}),
+        (3, MOD, {}),
+        slow(2, PMOD, {}),
+        slow(3, PMOD, {}),
+        slow(3, MOD, LORA),
+        slow(3, SKIP_VISION, CHECKPOINTED),
+        slow(3, GAMMA_MOD, CHECKPOINTED),
+        slow(3, SHORTV, LORA),
+    ],
+)
+def test_two_processes_of_which_one_has_no_image_equal_one(stock, alone, tmp_path, stage, method, more):
+    """ZeRO on a stock model: the rank with text alone calls tower and connector too, on a masked blank image."""
+    pytest.importorskip("deepspeed")
+    values = stock | {"method": method, "optim": {"steps": 4, "batch_size": 2, "lr": 1e-3}} | more
+    one, seen_alone = alone(values | {"gradient_checkpointing": False})
+    values |= {"optim": values["optim"] | {"batch_size": 1}, "deepspeed": zero(stage, tmp_path)}
+    two = tmp_path / "two"
     first, second = start(values, two, 2)
     together = [uid for pair in zip(first, second) for uid, _ in pair]
     assert together[:8] == [uid for uid, _ in seen_alone][:8]
     assert all(a.startswith("talk") != b.startswith("talk") for (a, _), (b, _) in zip(first, second))
-    for key in ("loss", "grad_norm"):
+    for key in ("loss", "grad_norm", *(["router_grad_norm"] if method == MOD else [])):
+        assert len(logged(one, key)) == 4
         assert logged(two, key) == pytest.approx(logged(one, key), rel=1e-4)
