@@ -85,7 +85,7 @@ def reference_report(handle: Handle, seed: int = 0) -> Report:
 
     hidden = noise(1, length, handle.shape.hidden)
     state.reset(handle.shape.layers)
-    state.asked = Asked(get_ident(), 1) if handle.lossless else None
+    state.asked = {get_ident(): Asked(1)} if handle.lossless else {}
     state.begin(rows)
     # Attention that only a real forward has: numbers of rows do not depend on it.
     rows.memo |= {(SCORES, i): noise(1, length) for i in range(len(layers))} | {VIT_CLS: noise(1, length)}

@@ -113,3 +113,55 @@ def test_a_forward_that_failed_does_not_lock_other_threads_out():
             model(**wrong)
     with ThreadPoolExecutor(1) as pool:
         assert same(pool.submit(answer, model).result(60), expected)
+
+
+@pytest.mark.parametrize("where", ["vision_tower", "layer", "head"])
+def test_an_interrupted_forward_leaves_nothing_behind(where):
+    """torch calls no hook after Ctrl-C."""
+    model, batch = make(SPECS[0]), TINY.batch(["long", "short"], dtype=torch.float32)
+    part = {"vision_tower": model.model.vision_tower, "layer": model.get_decoder().layers[2].mlp, "head": model.lm_head}
+
+    def hidden():
+        with torch.no_grad():
+            return model.model(**batch).last_hidden_state
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    expected = hidden()
+    for ask in ({"logits_to_keep": 1}, {"labels": batch["input_ids"]}):
+        model.train("labels" in ask)
+        hook = part[where].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(**batch, **ask)
+        hook.remove()
+        with ThreadPoolExecutor(1) as pool:
+            assert torch.equal(pool.submit(hidden).result(60), expected)
+        assert torch.equal(hidden(), expected)
+
+
+def test_a_refused_call_does_not_reach_the_training_step_it_met():
+    def gradients(model):
+        batch = TINY.batch(["long", "short"], "right", dtype=torch.float32)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model.train()(**batch, labels=labels).loss
+        loss.backward()
+        return [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    model, expected = make(SPECS[1]), gradients(make(SPECS[1]))
+    inside, tried = threading.Event(), threading.Event()
+
+    def wait(*_):
+        inside.set()
+        tried.wait(60)
+
+    model.get_decoder().layers[1].mlp.register_forward_pre_hook(wait)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(gradients, model)
+        assert inside.wait(60)
+        try:
+            with pytest.raises(ModelError, match="running in another thread"):
+                model(**TINY.batch(["short"], dtype=torch.float32))
+        finally:
+            tried.set()
+        assert same(first.result(60), expected)

@@ -194,7 +194,7 @@ def test_labels_by_position_and_an_error_on_the_way(llava):
     with vtskip.attach(llava, "dense") as handle:
         with pytest.raises(Exception, match="image"):
             llava(**{**batch, "pixel_values": batch["pixel_values"][:1]})
-        assert handle.state.asked is None
+        assert not handle.state.asked
         out = llava(*[batch.get(name) for name in names])
     assert out.logits is None and (out.loss - expected).abs() <= 1e-12
 

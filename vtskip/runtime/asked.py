@@ -29,21 +29,21 @@ class AskedRows:
     arg_names: tuple[str, ...]
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        self.state.asked = None
         if torch.compiler.is_compiling():
             return None
+        asked = self.state.asked[get_ident()] = Asked()
         inputs = {**dict(zip(self.arg_names, args)), **kwargs}
-        self.state.padding_read = labels_padding(inputs, getattr(type(module), "picks_labelled_rows", False))
-        if not self.state.padding_read and not rows_are_shown(module.config, inputs):
+        asked.padding = labels_padding(inputs, getattr(type(module), "picks_labelled_rows", False))
+        if not asked.padding and not rows_are_shown(module.config, inputs):
             columns, labels = inputs.get(COLUMNS), inputs.get(LABELS)
             if torch.is_tensor(labels) and (module.training or self.state.loss_only):
-                return self.with_labels(module, args, kwargs, inputs)
+                return self.with_labels(asked, module, args, kwargs, inputs)
             if type(columns) is int and columns > 0 and not module.training:
-                self.state.asked = Asked(get_ident(), columns)
+                asked.columns = columns
         return None
 
     def with_labels(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: dict[str, Any]
+        self, asked: Asked, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: dict[str, Any]
     ) -> Call | None:
         """The labels of the labelled rows alone, as the loss of a causal model shifts them: ``[1, n + 1]``, the first one
         ignored; the decoder then returns these ``n`` rows and, for the last label that has no target, one of them again.
@@ -62,7 +62,7 @@ class AskedRows:
         labelled = labels.ne(IGNORED).cpu().numpy()
         if not own:
             labelled = np.pad(labelled[:, 1:], ((0, 0), (0, 1)))
-        asked = self.state.asked = Asked(get_ident(), 0, labelled, not partitioned(next(module.parameters())))
+        asked.labelled, asked.layers = labelled, not partitioned(next(module.parameters()))
         if own:
             return None
         flat = np.flatnonzero(labelled)
@@ -76,14 +76,15 @@ class AskedRows:
 
     def pick(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Forward hook of the decoder."""
-        asked = self.state.asked
-        if asked is None or asked.flat is None or asked.thread != get_ident():
+        asked = self.state.asked_here()
+        if asked is None or asked.flat is None:
             return None
         self.state.logit_rows_saved += output.last_hidden_state.shape[:2].numel() - len(asked.flat)
         return rows_of(output, asked.flat)
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        asked, self.state.asked, self.state.padding_read = self.state.asked, None, False
+        asked = self.state.asked_here()
+        self.state.asked.pop(get_ident(), None)
         if output is None or asked is None or asked.labelled is None:
             return None
         return type(output)(**{name: value for name, value in output.items() if name != "logits"})

@@ -72,7 +72,7 @@ class RowReader:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs, state = self.bind(args, kwargs), self.state
-        state.enter()
+        state.enter(module)
         rows = self.read(inputs)
         if rows is not None and state.bucket is not None:
             rows = rows.bucketed(state.bucket)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 from threading import get_ident
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtskip.errors import ModelError
 from vtskip.plan import LayerPlan, RowMap
@@ -62,11 +63,11 @@ class StepState:
             steps without, which ran everywhere.
         every_step: some layer wants a plan on steps without vision rows too; ``rows`` then holds text rows there.
         bucket: round the numbers of rows that run up to multiples of this.
-        asked: what the running forward of the whole model is asked for, None for every row's logits.
+        asked: thread -> what the forward of the whole model that it runs is asked for.
         loss_only: a forward with labels outside training is asked for its loss alone, too.
         packs: rows may run packed, without the padding between samples; False with a bucket or without the lossless savings.
         plain: masks of the running forward say nothing but order and padding. attentions: its attention maps are asked for.
-        padding_read: its loss reads rows of padding, which then have to be those of the stock model.
+        padding_read: the loss of the running forward reads rows of padding.
         uniform: every process has to call the same modules in this forward, whatever its rows.
         aux: auxiliary losses of the running forward.
         vit_cls: ``[images, rows]`` attention of the vision tower's CLS token, of the images of the running forward.
@@ -94,7 +95,7 @@ class StepState:
     kv_bytes: int = 0
     kv_bytes_dense: int = 0
     logit_rows_saved: int = 0
-    asked: Asked | None = None
+    asked: dict[int, Asked] = field(default_factory=dict)
     loss_only: bool = False
     running: dict[int, tuple[LayerPlan, int, tuple[int, ...] | None, LayerPlan, bool, bool]] = field(
         default_factory=dict
@@ -105,15 +106,29 @@ class StepState:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy of the model takes along: no tensor that still belongs to a step's graph, and no running forward."""
-        return {**self.__dict__, "aux": [loss.detach() for loss in self.aux], "owner": {}, "asked": None}
+        return {**self.__dict__, "aux": [loss.detach() for loss in self.aux], "owner": {}, "asked": {}}
 
-    def enter(self) -> None:
-        """A forward starts. Raises ModelError while one of another thread runs: they would select for each other."""
-        if self.owner.setdefault("thread", get_ident()) != get_ident():
-            raise ModelError(
-                "the model is running in another thread, and an attached method serves one forward at a time; "
-                "use a lock, or one copy.deepcopy of the model per thread"
-            )
+    def enter(self, module: nn.Module) -> None:
+        """A forward of ``module`` starts. Raises ModelError while one of another thread runs: they would select for each
+        other. One that Ctrl-C has ended did not leave: torch calls no hook then.
+        """
+        owner = self.owner.setdefault("thread", get_ident())
+        if owner != get_ident():
+            if is_called(module, owner):
+                raise ModelError(
+                    "the model is running in another thread, and an attached method serves one forward at a time; "
+                    "use a lock, or one copy.deepcopy of the model per thread"
+                )
+            self.owner["thread"] = get_ident()
+        asked = self.asked_here()
+        if asked is not None and asked.begun:
+            del self.asked[get_ident()]
+        elif asked is not None:
+            asked.begun = True
+
+    def asked_here(self) -> Asked | None:
+        """What this thread's forward of the whole model is asked for; None where it runs none."""
+        return self.asked.get(get_ident()) if self.asked else None
 
     def leave(self) -> bool:
         """A forward has ended. False if it is not the one that runs here: it was refused."""
@@ -132,10 +147,9 @@ class StepState:
     def begin(self, rows: RowMap | None) -> None:
         self.rows = rows
         self.running, self.aux, self.vit_cls = {}, [], None
-        asked = self.asked
-        if rows is None or asked is None or asked.thread != get_ident():
-            return
-        if asked.labelled is not None or not self.uniform:
+        asked = self.asked_here()
+        self.padding_read = asked is not None and asked.padding
+        if rows is not None and asked is not None and (asked.labelled is not None or not self.uniform):
             asked.note(rows)
 
     def record(
@@ -214,7 +228,7 @@ class StepState:
             return len(rows) if packed and not rows.bounds else padded(rows)
 
         def seen(rows: Any) -> int:  # vision rows in a set; only a method that looks at every step may leave out text
-            if self.every_step or step.bounds:
+            if self.every_step or step.bounds or rows.bounds:
                 return int((rows.mask & step.vision).sum())
             return sum(rows.counts) - sum(step.text_counts)
 
@@ -244,6 +258,16 @@ def count_logit_rows(state: StepState, module: Any, args: tuple[Tensor, ...]) ->
 def _detached(plan: LayerPlan) -> LayerPlan:
     """The plan's rows without the gains, whose graph must not outlive the step."""
     return LayerPlan(plan.attend, plan.expose, plan.ffn, plan.cache)
+
+
+def is_called(module: nn.Module, thread: int) -> bool:
+    """Whether ``thread`` is inside a call of ``module``."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code.co_name == "_wrapped_call_impl" and frame.f_locals.get("self") is module:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def window_of(layer: Any) -> int | None:

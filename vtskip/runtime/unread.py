@@ -33,26 +33,28 @@ class WholeLayer(nn.Module):
 
 @dataclass
 class Asked:
-    """What a forward of the whole model is asked for, where that is not every row's logits.
+    """What a forward of the whole model is asked for; at first, every row's logits.
 
     Attributes:
-        thread: that runs it.
         columns: logits of so many last rows of each sample; or
         labelled: ``[B, S]`` on the host, the rows at which a label is predicted.
+        padding: its loss reads rows of padding, which then have to be those of the stock model.
         layers: whether layers may leave rows out.
         flat: the rows, in the flattened batch, that the decoder returns alone; None where the model picks them itself.
+        begun: its base model has been called.
     """
 
-    thread: int
     columns: int = 0
     labelled: np.ndarray | None = None
+    padding: bool = False
     layers: bool = True
     flat: Tensor | None = None
+    begun: bool = False
 
     def note(self, rows: RowMap) -> None:
         """Leave the rows that are read in the memo of ``rows``, with their numbers."""
         vision, valid = rows.memo[ON_HOST]
-        if not self.layers or rows.bounds:
+        if not self.layers or rows.bounds or not (self.columns or self.labelled is not None):
             return
         if self.labelled is None:
             read = np.zeros_like(valid)
