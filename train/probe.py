@@ -18,7 +18,7 @@ from vtskip._files import write_atomic
 from vtskip.data.types import Sample
 from vtskip.data.video import read_frames
 from vtskip.plan import RowMap
-from vtskip.runtime.attach import Handle, attached
+from vtskip.runtime.attach import Handle, attached, routers_of
 from vtskip.train.watch import routed_layers
 
 SIDE = 112  # of a frame in a picture, in pixels
@@ -59,7 +59,7 @@ class Probe:
             self.batch = {k: v for k, v in batch.items() if k not in BATCH_ONLY}
         inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in self.batch.items()}
         scores: list[Tensor] = []
-        routers = {id(r): r for layer in handle._layers if (r := layer.vtskip._modules.get("router")) is not None}
+        routers = {id(router): router for layer in handle._layers for router in routers_of(layer.vtskip)}
         hooks = [r.register_forward_hook(partial(_note, scores)) for r in routers.values()]
         training = model.training
         half = any(

@@ -56,11 +56,24 @@ class RowSet:
 
     least = 0  # rows that run in any case, see `run_at_least_one`
     bounds = False  # the counts are upper bounds, see `RowMap.bucketed`
+    sizes: tuple[tuple[int, ...], ...] | None = None  # vision rows by group, where a method chose them group by group
 
     def __init__(self, mask: Tensor, counts: Sequence[int], samples: tuple[int, ...] | None = None):
         self.mask = mask
         self.counts = tuple(int(c) for c in counts)
         self.samples = samples
+
+    def to(self, device: torch.device) -> RowSet:
+        """The same rows on another device."""
+        moved = RowSet(self.mask.to(device), self.counts, self.samples)
+        moved.least, moved.bounds, moved.sizes = self.least, self.bounds, self.sizes
+        return moved
+
+    def both(self, other: RowSet) -> RowSet:
+        """Rows that are in this set and in the other, where neither is known to hold the other: the counts are bounds."""
+        found = RowSet(self.mask & other.mask, [min(n, m) for n, m in zip(self.counts, other.counts)])
+        found.bounds = True
+        return found
 
     @property
     def width(self) -> int:

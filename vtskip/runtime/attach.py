@@ -164,7 +164,7 @@ class Handle:
 
     def _routers(self) -> int:
         """How many different routers there are: layers may share one."""
-        return len({id(layer.vtskip._modules.get("router")) for layer in self._layers})
+        return len({id(router) for layer in self._layers for router in routers_of(layer.vtskip) or [None]})
 
     def detach(self) -> None:
         """Restore the model: forwards, hooks, state-dict keys. Calling it twice does nothing."""
@@ -237,6 +237,11 @@ class Handle:
     def report(self) -> Report:
         """What ran since attach or ``reset()``: rows per layer and group, KV bytes, FLOPs in both countings."""
         return make_report(self.method.name, self.shape, self.state)
+
+
+def routers_of(planner: nn.Module) -> list[nn.Module]:
+    """The modules named ``router`` of a planner, or of those that it joins."""
+    return [module for name, module in planner.named_modules() if name.rpartition(".")[2] == "router"]
 
 
 def add_aux(state: StepState, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
