@@ -40,6 +40,10 @@ def listed(*layers: int) -> dict[str, Any]:
     return {"kind": "list", "layers": list(layers)}
 
 
+def composed(*methods: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "compose", "methods": [*methods]}
+
+
 MATRIX = [
     MethodRow(
         "mod",
@@ -169,9 +173,62 @@ MATRIX = [
         recomputed=False,
     ),
     MethodRow(
+        "aim",
+        {"name": "aim", "keep": 0.5, "first": 0, "stop": 3},
+        {"name": "aim", "keep": 1.0, "first": None},
+        chunked=False,
+        recomputed=False,
+        moves=True,
+    ),
+    MethodRow(
+        "aim-merge",
+        {"name": "aim", "keep": 0.3, "first": None},
+        {"name": "aim", "keep": 1.0, "first": 8, "stop": 9},
+        moves=True,
+    ),
+    MethodRow(
+        "aim-prune",
+        {"name": "aim", "keep": 1.0, "first": 0, "stop": 4},
+        {"name": "aim", "keep": 1.0, "first": None},
+        chunked=False,
+        recomputed=False,
+    ),
+    MethodRow(
         "layer_skip",
         {"name": "layer_skip"},
         {"name": "layer_skip", "schedule": listed()},
     ),
     MethodRow("early_exit", {"name": "early_exit", "layer": 2}, {"name": "early_exit", "layer": 4}),
+    MethodRow(
+        "fastv+shortv",
+        composed({"name": "fastv", "keep": 0.5, "layer": 2}, {"name": "shortv", "layers": [0, 3]}),
+        composed({"name": "fastv", "layer": 4}, {"name": "shortv", "layers": []}),
+        chunked=False,
+        recomputed=False,
+    ),
+    MethodRow(
+        "mod+skip_vision",
+        composed(
+            {"name": "mod", "keep": 0.6, "schedule": listed(0, 2)},
+            {"name": "skip_vision", "retain": "even", "keep": 0.4, "merged": 0.7, "drop_kv": False},
+        ),
+        composed({"name": "mod", "schedule": listed()}, {"name": "skip_vision", "retain": "even", "keep": 1.0}),
+        composed(
+            {"name": "mod", "keep": 1.0, "combine": "none", "schedule": {"kind": "constant"}},
+            {"name": "skip_vision", "retain": "even", "keep": 1.0},
+        ),
+        kept_ffn=0.9,
+        moves=True,
+    ),
+    MethodRow(
+        "pmod+skip_ffn",
+        composed(
+            {"name": "pmod", "schedule": {"kind": "constant", "keep": 0.7}},
+            {"name": "skip_ffn", "keep": 0.4, "drop_kv": True},
+        ),
+        composed({"name": "pmod", "schedule": listed()}, {"name": "skip_ffn", "schedule": listed()}),
+        composed({"name": "pmod", "schedule": {"kind": "constant"}}, {"name": "skip_ffn", "keep": 1.0}),
+        chunked=False,
+        causal_cache=False,
+    ),
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import IMAGE_ID, VIDEO_ID, Tiny
-from vtskip.plan import CARRIED, LIVE, SCORES, DecoderShape, LayerPlan, RowMap
+from vtskip.plan import CARRIED, LIVE, SCORES, DecoderShape, LayerPlan, Propagation, RowMap
 
 SANDWICH = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 NORMS = {  # after attention, before the FFN, after the FFN
@@ -40,18 +41,35 @@ def rows_of(family: Tiny, kinds: list[str], side: str = "left") -> RowMap:
 
 def softmax_of_last(attn: nn.Module, normed: Tensor, valid: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
     """Full attention maps, of which one query row per sample is read: ``[B, S]``, mean over heads."""
-    batch, length = valid.shape
+    maps = causal_logits(attn, normed, valid, embeddings).softmax(-1).mean(1)
+    last = torch.tensor([int(row.nonzero().max()) for row in valid])
+    return maps[torch.arange(len(valid)), last]
+
+
+def moved_mass(
+    attn: nn.Module, normed: Tensor, valid: Tensor, embeddings: tuple[Tensor, Tensor], how: Propagation
+) -> Tensor:
+    """Full attention maps, sharpened, and a power of each: ``[B, S]``, root mean square over heads."""
+    maps = (causal_logits(attn, normed, valid, embeddings) / how.temperature).softmax(-1)
+    maps = torch.where(valid[:, None, :, None], maps, 0.0)
+    start = valid.to(maps.dtype) / valid.sum(1, keepdim=True)
+    mass = start[:, None, None] @ torch.linalg.matrix_power(maps, how.steps)
+    return mass.squeeze(2).square().mean(1).sqrt()
+
+
+def causal_logits(attn: nn.Module, normed: Tensor, valid: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
+    """``[B, heads, S, S]``; rows that are not ``valid`` are seen by nobody but themselves."""
+    length = valid.shape[1]
     q, k = (getattr(attn, f"{n}_proj")(normed).unflatten(-1, (-1, attn.head_dim)) for n in "qk")
     q, k = (getattr(attn, f"{n}_norm", nn.Identity())(x).transpose(1, 2) for n, x in (("q", q), ("k", k)))
     q, k = sys.modules[type(attn).__module__].apply_rotary_pos_emb(q, k, *embeddings)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     visible = torch.ones(length, length, dtype=torch.bool).tril() & valid[:, None, None, :]
+    visible = visible | torch.eye(length, dtype=torch.bool)
     logits = q @ k.transpose(-1, -2) * attn.scaling
     if (cap := getattr(attn, "attn_logit_softcapping", None)) is not None:
         logits = cap * torch.tanh(logits / cap)
-    logits = logits.masked_fill(~visible, -torch.inf)
-    last = torch.tensor([int(row.nonzero().max()) for row in valid])
-    return logits.softmax(-1).mean(1)[torch.arange(batch), last]
+    return logits.masked_fill(~visible, -torch.inf)
 
 
 def masked_layer(
@@ -72,9 +90,9 @@ def masked_layer(
     attend, expose, ffn = plan.attend.mask, plan.expose.mask, plan.ffn.mask
     if plan.score:
         with torch.no_grad():
-            rows.memo[SCORES, index] = softmax_of_last(
-                layer.self_attn, normed, rows.valid, kwargs["position_embeddings"]
-            )
+            by = softmax_of_last if plan.score is True else partial(moved_mass, how=plan.score)
+            live = rows.valid if plan.score is True else attend
+            rows.memo[SCORES, index] = by(layer.self_attn, normed, live, kwargs["position_embeddings"])
     mask, length = kwargs["attention_mask"], x.shape[1]
     allowed = torch.ones(length, length, dtype=torch.bool).tril()[None, None] if mask is None else mask
     if allowed.dtype != torch.bool:

@@ -64,9 +64,9 @@ def test_the_method_of_the_example_runs():
 
 def test_tables_name_methods_and_models_that_exist():
     cells = re.findall(
-        r"^\| (`[a-z_]+`(?:, `[a-z_]+`)*) \|", TEXT.partition("## Methods")[2].partition("## ")[0], re.MULTILINE
+        r"^\| (`[a-z_0-9]+`(?:, `[a-z_0-9]+`)*) \|", TEXT.partition("## Methods")[2].partition("## ")[0], re.MULTILINE
     )
-    methods = [name for cell in cells for name in re.findall(r"`([a-z_]+)`", cell)]
+    methods = [name for cell in cells for name in re.findall(r"`([a-z_0-9]+)`", cell)]
     classes = re.findall(r"^\| `([A-Z]\w+)`(?: \(here\))? \|", TEXT, re.MULTILINE)
     assert set(methods) == set(METHODS)
     assert set(classes) == set(FAMILIES)

@@ -25,6 +25,7 @@ __all__ = [
     "DecoderShape",
     "LayerPlan",
     "Planner",
+    "Propagation",
     "Rounding",
     "RowMap",
     "RowSet",
@@ -225,6 +226,15 @@ def run_lengths(row: np.ndarray) -> list[int]:
     return (edges[1::2] - edges[::2]).tolist()
 
 
+@dataclass(frozen=True)
+class Propagation:
+    """A row's score by what reaches it: equal mass on all rows of a layer moves ``steps`` times from queries to keys along
+    softmax(logits / ``temperature``); root mean square over heads."""
+
+    steps: int
+    temperature: float
+
+
 @dataclass
 class LayerPlan:
     """What one decoder layer does with each row.
@@ -235,7 +245,8 @@ class LayerPlan:
     Rows outside ``attend`` and ``ffn`` leave as they came, times ``gain_row`` where ``gain_skipped`` is set.
 
     Attributes:
-        score: leave this layer's attention of the last row in ``rows.memo[SCORES, layer]``, ``[B, S]``.
+        score: leave this layer's attention of the last row in ``rows.memo[SCORES, layer]``, ``[B, S]``, or what a
+            :class:`Propagation` over the rows that attend gives.
         edit: ``[B, S, hidden]``, what the rows enter this layer as instead (merged rows, rows written into free places).
         carry: ``[B, ...]``, kept with this layer's KV cache and shown to later steps as ``rows.memo[CARRIED, layer]``.
         aux: scalar added to the training loss.
@@ -250,7 +261,7 @@ class LayerPlan:
     gain_row: Tensor | None = None
     gain_on: Literal["output", "delta"] = "output"
     gain_skipped: bool = False
-    score: bool = False
+    score: bool | Propagation = False
     edit: Tensor | None = None
     carry: Tensor | None = None
     aux: Tensor | None = None

@@ -7,6 +7,7 @@ from pydantic import AfterValidator
 
 from vtskip.config import parse, read_yaml
 from vtskip.errors import ConfigError, nearest
+from vtskip.methods.aim import AIM
 from vtskip.methods.base import LayerPlanner, Method
 from vtskip.methods.baselines import EarlyExit, LayerSkip, Random, Uniform
 from vtskip.methods.dense import Dense
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "shortv": ShortV,
     "fastv": FastV,
     "pyramid_drop": PyramidDrop,
+    "aim": AIM,
     "skip_ffn": SkipFFN,
     "skip_vision": SkipVision,
     "random": Random,

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vtskip.models.cls_attention import scores_of_rows
-from vtskip.plan import CARRIED, LIVE, SCORES, VIT_CLS, LayerPlan, RowMap
+from vtskip.plan import CARRIED, LIVE, SCORES, VIT_CLS, LayerPlan, Propagation, RowMap
 from vtskip.runtime.attention import last_row_scores
 from vtskip.runtime.cache import cache_layer, skip_layer
 from vtskip.runtime.execution import Execution
+from vtskip.runtime.importance import propagated
 from vtskip.runtime.native import LayerRuntime, text_step
 from vtskip.runtime.unread import READ, WholeLayer, read_part
 
@@ -50,7 +51,10 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
     shared.record(run.index, plan, *ran)
     if plan.score:
         out, keys = with_keys(execution, hidden_states)
-        rows.memo[SCORES, run.index] = scores(layer, rows, hidden_states, kwargs, keys)
+        if isinstance(plan.score, Propagation):
+            rows.memo[SCORES, run.index] = propagated(layer, plan, hidden_states, kwargs, keys)
+        else:
+            rows.memo[SCORES, run.index] = scores(layer, rows, hidden_states, kwargs, keys)
     else:
         out = execution.run(hidden_states)
     if plan.carry is not None and execution.cache is not None:
