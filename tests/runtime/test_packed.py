@@ -213,6 +213,20 @@ def test_attentions_that_are_asked_for_are_all_there(ran):
     assert ran == {"packed": 4, "attention": 0}
 
 
+def test_maps_of_layers_that_are_taken_apart_are_there_too():
+    """Of the rows that ask, with all rows they see."""
+    model, rows = text_model(), torch.zeros(2, 12, dtype=torch.bool)
+    model.set_attn_implementation("eager")
+    rows[:, 6:9] = True
+    with torch.no_grad():
+        stock = model(**padded_text(), output_attentions=True).attentions
+        with vtskip.attach(model, {"name": "shortv", "layers": [1, 2]}) as handle, handle.rows(rows):
+            maps = model(**padded_text(), output_attentions=True).attentions
+    assert [a.shape[2] for a in maps] == [12, 9, 9, 12]
+    assert (maps[0][0] - stock[0][0]).abs().max() <= 1e-6
+    assert (maps[1][0] - stock[1][0][:, ~rows[0]]).abs().max() <= 1e-6  # nothing is frozen before the first such layer
+
+
 def test_a_mask_of_the_callers_own_is_obeyed(ran):
     """Padding is not told by a 4-D mask: nothing is packed, and what it hides stays hidden."""
     model, batch = text_model(), padded_text()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vtskip.runtime.masks import backend
 
 KV = tuple[Tensor, Tensor]
+CAPTURE = "output_capturing_hook"  # transformers' own, idle unless attentions are asked for
 
 
 def project_kv(
@@ -103,7 +104,7 @@ def attended(
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # loaded with the model; slow to import without one
 
     eager = sys.modules[type(attn).__module__].eager_attention_forward
-    out, _ = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)(
+    out, weights = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)(
         attn,
         q,
         k,
@@ -115,4 +116,8 @@ def attended(
         softcap=cap,
         **more,
     )
+    if weights is not None:
+        for hook in attn._forward_hooks.values():
+            if getattr(hook, "__name__", "") == CAPTURE:
+                hook(attn, (), (out, weights))
     return out

@@ -12,7 +12,7 @@ from vtskip.kernels.dispatch import PackedRows
 from vtskip.kernels.dispatch import packed_attention as by_kernel
 from vtskip.kernels.packing import Segment, segments_of
 from vtskip.plan import ON_HOST
-from vtskip.runtime.attention import attended, soft_cap
+from vtskip.runtime.attention import CAPTURE, attended, soft_cap
 from vtskip.runtime.cache import is_static
 from vtskip.runtime.keys import Keys
 from vtskip.runtime.layout import Layout
@@ -20,8 +20,6 @@ from vtskip.runtime.rows import COMPLETE
 
 if TYPE_CHECKING:
     from vtskip.runtime.execution import Execution
-
-CAPTURE = "output_capturing_hook"  # transformers' own, idle unless attentions are asked for
 
 
 def runs_packed(ex: Execution) -> bool:
