@@ -159,9 +159,13 @@ class Evaluation:
         for name, row in self.plan.items():
             with applied(row, self._of(row)) as subject:
                 reset_peak(self.checkpoint.model.device)
-                self._row(name, partial(self._asked, name, subject))
+                self.ask(name, subject)
         for name in self.priors:
             self._row(name, partial(self._guessed, name))
+
+    def ask(self, row: str, subject: StreamSubject) -> None:
+        """Every sample of this process, of the model as it is now; finished ones are in ``journal.done``."""
+        self._row(row, partial(self._asked, row, subject))
 
     def _of(self, row: RowPlan) -> StreamCheckpoint:
         """The checkpoint a row runs on. Raises ConfigError for one that sees other frames."""

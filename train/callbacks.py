@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from vtskip._files import write_atomic
+from vtskip.train.scoring import is_score
 
 LOG_NAME = "train_log.jsonl"
 
@@ -54,30 +55,42 @@ class Bar(TrainerCallback):
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
         columns = (
-            TextColumn("training"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[loss]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
         self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.scoring = self.progress.add_task("evaluation", visible=False, loss="")
         self.task: Any = None
         self.loss, self.told = "-", 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.progress.start()
-            self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, loss="-")
+            self.task = self.progress.add_task(
+                "training", total=state.max_steps, completed=state.global_step, loss="loss -"
+            )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if "loss" in (logs or {}):
-            self.loss = f"{float((logs or {})['loss']):.3f}"
+        logs = logs or {}
+        if "loss" in logs:
+            self.loss = f"{float(logs['loss']):.3f}"
+        scores = [f"{key.removeprefix('eval_')} {value:.4g}" for key, value in logs.items() if is_score(key)]
+        if scores and state.is_world_process_zero:
+            self.progress.update(self.scoring, visible=False)
+            self.console.print(f"evaluation after step {state.global_step}: {', '.join(scores)}", soft_wrap=True)
+
+    def scored(self, done: int, total: int) -> None:
+        """``done`` of ``total`` samples of an evaluation."""
+        self.progress.update(self.scoring, completed=done, total=total, visible=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.task is None:
             return
-        self.progress.update(self.task, completed=state.global_step, loss=self.loss)
+        self.progress.update(self.task, completed=state.global_step, loss=f"loss {self.loss}")
         part = 10 * state.global_step // state.max_steps
         if not self.console.is_terminal and part > self.told:
             self.told = part

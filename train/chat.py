@@ -151,6 +151,10 @@ class ChatTemplate:
 
     # -- labels --------------------------------------------------------------------------------------------------------
 
+    def question(self, sample: Sample) -> dict[str, Tensor]:
+        """The processor's tensors of a conversation to which a reply is due, its generation prompt included."""
+        return self.inputs(self._apply(self.messages(sample), True), self.look(sample))
+
     def encode(self, sample: Sample, pictures: Sequence[Picture] | None = None) -> dict[str, Tensor]:
         """The processor's tensors of a sample with ``labels [1, S]``, not shifted: -100 but on what is learned."""
         rendered = self.render(self.messages(sample))

@@ -29,8 +29,8 @@ def empty_stage(out: Path) -> Path:
     return stage
 
 
-def publish(out: Path, name: str, keep: int) -> None:
-    """Move checkpoint ``name`` out of the stage; then remove the oldest beyond ``keep``, never this one.
+def publish(out: Path, name: str, keep: int, best: str | None = None) -> None:
+    """Move checkpoint ``name`` out of the stage; then remove the oldest beyond ``keep``, never this one nor ``best``.
 
     It is on the disk before it gets its name, so that not even a power cut leaves half a checkpoint.
     """
@@ -41,7 +41,7 @@ def publish(out: Path, name: str, keep: int) -> None:
     os.rename(staged, place)
     sync_folder(out)
     shutil.rmtree(out / STAGE, ignore_errors=True)
-    others = [p for p in checkpoints(out) if p != place]
+    others = [p for p in checkpoints(out) if p != place and p.name != best]
     for old in others[: max(len(others) + 1 - keep, 0)]:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from vtskip.config import StrictModel
 from vtskip.data.config import DataConfig
 from vtskip.methods import MethodSpec
-from vtskip.train.options import KeepWarmup, Sampling, Watch
+from vtskip.train.options import Best, KeepWarmup, Sampling, Watch
 from vtskip.train.sections import Augment, Count, Lora, Loss, ModelRecipe, Optim, Positive, Trains
 
 __all__ = ["Augment", "Lora", "Loss", "ModelRecipe", "Optim", "TrainConfig", "Trains"]
@@ -48,8 +48,13 @@ class TrainConfig(StrictModel):
         precision: bf16 is autocast on a GPU, with frozen weights held in bf16 beside ``lora``; on a CPU it is emulated and slow.
         cache_frames: decoded frames kept in memory per process.
         sampling, keep_warmup, watch: which samples share a batch, ``keep`` over the first steps, what is measured.
+        validation: held-out conversations, of which the loss is taken.
+        evaluation: held-out tasks, as ``vtskip eval`` takes them: its file (or a shipped one's name), or the keys of one. Of
+            those ``rows``, ``method``, ``live_clips`` and ``out`` have no meaning here.
+        best: which checkpoint is the best one.
         report_to: besides ``train_log.jsonl``.
-        log_every, eval_every, save_every: in steps; ``save_every`` None saves only the end. keep: newest checkpoints kept.
+        log_every, eval_every, save_every: in steps; ``eval_every`` None evaluates and ``save_every`` None saves only the end.
+        keep: newest checkpoints kept.
         workers: data loader processes.
     """
 
@@ -62,6 +67,9 @@ class TrainConfig(StrictModel):
         "logging_steps": "log_every",
         "save_steps": "save_every",
         "eval_steps": "eval_every",
+        "metric_for_best_model": "best.metric",
+        "greater_is_better": "best.higher_is_better",
+        "load_best_model_at_end": "best.load",
         "save_total_limit": "keep",
         "bf16": "precision: bf16",
         "learning_rate": "optim.lr",
@@ -76,6 +84,8 @@ class TrainConfig(StrictModel):
     method: MethodSpec | None = None
     data: Sources
     validation: DataConfig | None = None
+    evaluation: Path | dict[str, Any] | None = None
+    best: Best | None = None
     augment: Augment | None = None
     max_tokens: Count | None = None
     trains: Trains = Trains()
@@ -106,6 +116,19 @@ class TrainConfig(StrictModel):
         if self.model.pretrained is not None and (self.augment or self.loss.stream_weight is not None):
             raise ValueError(
                 "'augment' and 'loss.stream_weight' are about streams, which a StreamingLlava reads, not 'pretrained'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_of_something(self) -> "TrainConfig":
+        if self.best is None:
+            return self
+        wanted = "validation" if self.best.metric == "loss" else "evaluation"
+        if getattr(self, wanted) is None:
+            raise ValueError(f"'best.metric' {self.best.metric!r} needs {wanted!r}, which is not given")
+        if self.best.load and self.deepspeed is not None:
+            raise ValueError(
+                "'best.load' is not for DeepSpeed; `vtskip export` writes the model of the checkpoint that best.json names"
             )
         return self
 

@@ -104,6 +104,7 @@ class StopSignals(TrainerCallback):
             self.number = int(flag)
         if self.number and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = self.stopped = True
+            control.should_evaluate = False  # whoever stops a run may not wait that long for the save
 
     def raise_if_stopped(self, out: Path, step: int) -> None:
         """Raises Interrupted, which says how to go on."""

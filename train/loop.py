@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from vtskip.data.guarded import Broken, Guarded
 from vtskip.errors import CheckpointError, ConfigError, VtskipError, one_line
 from vtskip.models.families import unwrap
+from vtskip.runtime.attach import attached
 from vtskip.train.checkpoints import (
     STAGE,
     checkpoints,
@@ -28,10 +30,11 @@ from vtskip.train.checkpoints import (
 )
 from vtskip.train.faults import LossGuard, StopSignals
 from vtskip.train.loading import ORIGIN, Waited, batches_of, make_loader
-from vtskip.train.options import KeepWarmup, Sampling, Watch
+from vtskip.train.options import Best, KeepWarmup, Sampling, Watch
 from vtskip.train.probe import Probe, grid_of
 from vtskip.train.safe_load import numbers_only
 from vtskip.train.sampling import Batches
+from vtskip.train.scoring import PREFIX, BestScore, Learner, Scorer, Tell, added_up, means, unchanged_random
 from vtskip.train.state import load_state, save_state
 from vtskip.train.warmup import KeepSchedule
 from vtskip.train.watch import Watcher
@@ -43,8 +46,9 @@ class RunTrainer(Trainer):
     """Where the Trainer's own ways would lose something, ours; everything else is transformers'.
 
     Args:
-        sampling, watch, keep_warmup: see ``vtskip.train.options``.
+        sampling, watch, keep_warmup, best: see ``vtskip.train.options``.
         broken: what to do about a sample whose video cannot be read.
+        scorer: takes task scores whenever the held-out loss is taken, and tells ``tell`` how far it is.
     """
 
     def __init__(
@@ -54,6 +58,9 @@ class RunTrainer(Trainer):
         watch: Watch | None = None,
         keep_warmup: KeepWarmup | None = None,
         broken: Broken = "raise",
+        scorer: Scorer | None = None,
+        best: Best | None = None,
+        tell: Tell = lambda done, total: None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -63,6 +70,8 @@ class RunTrainer(Trainer):
         self.watcher = Watcher(model, self.args.device)
         self.loss_guard, self.signals = LossGuard(self.out, rank), StopSignals()
         self.schedule = None if keep_warmup is None else KeepSchedule(keep_warmup, model)
+        self.scorer, self.tell = scorer, tell
+        self.best = None if best is None else BestScore(best, scorer.primary if scorer else {})
         self.guarded: Guarded | None = None
         self.probe: Probe | None = None
         self.resumed: Path | None = None
@@ -83,12 +92,22 @@ class RunTrainer(Trainer):
                 raise ConfigError(f"{checkpoint}: all {done} steps are done; that folder holds the model")
             self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             self._load_from_checkpoint(str(checkpoint))
+            if self.best is not None:
+                self.best.read(checkpoint)
         else:
             self.resumed = checkpoint
             with self.signals.listening(), numbers_only(checkpoint, self.is_deepspeed_enabled):
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             self.signals.raise_if_stopped(self.out, self.state.global_step)
+        if self.finished_step != self.state.global_step:
+            self._load_from_checkpoint(str(self.out / f"checkpoint-{self.finished_step}"))
         self.save_finished()
+
+    @property
+    def finished_step(self) -> int:
+        """The step whose model is the run's result."""
+        taken = self.best is not None and self.best.load and self.best.step
+        return self.best.step if self.best is not None and taken else self.state.global_step
 
     def planned_steps(self) -> int:
         """How many steps this configuration asks for, which may be another number than at the run's start."""
@@ -173,13 +192,47 @@ class RunTrainer(Trainer):
                     look, grid, self.watch.frames, self.out / PICTURES / f"step_{self.state.global_step:06d}.png"
                 )
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self.watcher.pause():
-            return super().evaluate(*args, **kwargs)
-
     def broken_samples(self) -> dict[str, str]:
         """Sample -> fault, of all processes."""
         return {} if self.guarded is None else self.guarded.faults()
+
+    # ------------------------------------------------------------------ evaluation
+
+    @property
+    def evaluates(self) -> bool:
+        return bool(self.eval_dataset) or self.scorer is not None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss on held-out data and task scores, of the model as it would be saved; the training after it is not changed."""
+        metrics: dict[str, float] = {}
+        whole_keep = nullcontext() if self.schedule is None else self.schedule.finished()
+        with self.watcher.pause(), unchanged_random(), whole_keep:
+            if self.eval_dataset:
+                handle = attached(self.model)
+                with nullcontext() if handle is None else handle.loss_only():  # logits are most of a forward's memory
+                    metrics |= super().evaluate(*args, **kwargs)
+            if self.scorer is not None:
+                metrics |= self._scores(self.scorer)
+        return metrics
+
+    def _scores(self, scorer: Scorer) -> dict[str, float]:
+        """Every process scores a share of the samples; under ZeRO-3, where a forward is the work of all, each all of them."""
+        together = is_deepspeed_zero3_enabled()
+        rank, world = (0, 1) if together else (self.args.process_index, self.args.world_size)
+        learner = Learner(unwrap(self.model).eval(), self.data_collator.template, rank, world)
+        with self.accelerator.autocast():
+            counts = scorer(learner, self.tell)
+        counts = added_up(counts, self.signals.group) if world > 1 else counts
+        metrics = means(counts)
+        wanted = [*scorer.shown, *([] if self.best is None else [self.best.metric])]
+        self.log({name: metrics[name] for n in dict.fromkeys(wanted) if (name := PREFIX + n) in metrics})
+        return metrics | {name: math.nan for n in counts if (name := PREFIX + n) not in metrics}
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Asked by the Trainer after an evaluation, before it saves."""
+        found = self.best is not None and self.best.beaten_by(metrics, self.state.global_step)
+        self.control.should_save |= found
+        return found
 
     # ------------------------------------------------------------------ saving
 
@@ -193,9 +246,13 @@ class RunTrainer(Trainer):
         with self.watcher.pause(), self._staging(name) as stage:
             super()._save_checkpoint(model, trial)
             save_state(stage / name, self.args.process_index, self, self.watcher, self.probe)
+            if self.best is not None and self.args.should_save:
+                self.best.write(stage / name)
             self._together()
             if self.args.should_save:
-                publish(self.out, name, self.args.save_total_limit or 1)
+                publish(self.out, name, self.args.save_total_limit or 1, self.best.checkpoint if self.best else None)
+                if self.best is not None:
+                    self.best.write(self.out)
 
     def save_finished(self) -> None:
         """The trained model into the run's folder, each file whole."""
@@ -247,8 +304,12 @@ class Turns(TrainerCallback):
         trainer.watcher.start_anew()
         if trainer.resumed is not None:
             load_state(trainer.resumed, args.process_index, trainer, trainer.watcher, trainer.probe)
+            if trainer.best is not None:
+                trainer.best.read(trainer.resumed)
             if args.should_save:
                 set_aside_later(trainer.out, state.global_step)
+                if trainer.best is not None:
+                    trainer.best.write(trainer.out)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         per_epoch = -(-len(self.trainer.batches) // args.gradient_accumulation_steps)
@@ -261,6 +322,7 @@ class Turns(TrainerCallback):
         every = self.trainer.watch.pictures_every
         if every and state.global_step % every == 0:
             self.trainer.draw()
+        control.should_evaluate |= self.trainer.evaluates and state.global_step >= state.max_steps
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.watcher.gradients is not None:

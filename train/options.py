@@ -1,6 +1,6 @@
 """Settings of a running training: how samples become batches, what is watched, how ``keep`` is warmed up."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -51,3 +51,24 @@ class KeepWarmup(StrictModel):
     steps: Count
     start: Keep = 1.0
     shape: Literal["linear", "cosine"] = "linear"
+
+
+class Best(StrictModel):
+    """Which checkpoint is the best one: it is saved when its score is taken, and kept beside the newest ones.
+
+    Attributes:
+        metric: ``loss`` (on ``validation``), or a score of ``evaluation`` as the log names it, without ``eval_``:
+            ``ego4d_narration/strict/time_diff``.
+        higher_is_better: by default as the task file says of its first metric.
+        load: the run's folder gets the best model at the end, in place of the last.
+    """
+
+    renamed: ClassVar[dict[str, str]] = {
+        "metric_for_best_model": "best.metric",
+        "greater_is_better": "best.higher_is_better",
+        "load_best_model_at_end": "best.load",
+    }
+
+    metric: str
+    higher_is_better: bool | None = None
+    load: bool = False

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,28 +15,45 @@ from vtskip.train.config import TrainConfig
 from vtskip.train.locks import run_lock
 from vtskip.train.start import find_start, forget, write_config
 
+if TYPE_CHECKING:
+    from vtskip.train.scoring import Scorer
+
 GATHER = "stage3_gather_16bit_weights_on_model_save"
 
 
-def run(config: TrainConfig, resume: str | Path | bool = "never", progress: bool = True) -> dict[str, Any]:
-    """Train and write the run's folder; returns its summary (out, steps, loss, seconds, trained parameters).
+def run(
+    config: TrainConfig,
+    resume: str | Path | bool = "never",
+    progress: bool = True,
+    scorer: "Scorer | None" = None,
+) -> dict[str, Any]:
+    """Train and write the run's folder; returns its summary (out, steps, loss, seconds, trained parameters, last scores).
 
+    scorer: what takes the scores of ``config.evaluation``: ``vtskip.eval.training.scorer_of(config.evaluation, config.out)``.
     resume: ``never``, ``auto`` (from the newest checkpoint in ``config.out``, if there is one) or the path of a checkpoint; a
     run that goes on does so bit for bit as if never interrupted.
     Raises VtskipError on bad input; a run that fails before its first checkpoint leaves nothing behind.
     """
     if isinstance(resume, bool):
         resume = "auto" if resume else "never"
+    if config.evaluation is not None and scorer is None:
+        raise ConfigError(
+            "evaluation: from Python, run(..., scorer=vtskip.eval.training.scorer_of(config.evaluation, config.out))"
+        )
     settings = read_deepspeed(config)
     if os.environ.get("RANK", "0") != "0":
-        return train(config, find_start(config, resume), settings, progress=False)
+        return train(config, find_start(config, resume), settings, False, scorer)
     find_start(config, resume)  # what is wrong with the folder is told first, and leaves it as it is
     with run_lock(config.out):
-        return train(config, find_start(config, resume), settings, progress)
+        return train(config, find_start(config, resume), settings, progress, scorer)
 
 
 def train(
-    config: TrainConfig, checkpoint: Path | None, settings: dict[str, Any] | None, progress: bool
+    config: TrainConfig,
+    checkpoint: Path | None,
+    settings: dict[str, Any] | None,
+    progress: bool,
+    scorer: "Scorer | None",
 ) -> dict[str, Any]:
     """What :func:`run` does in a folder that is its own."""
     if not torch.accelerator.is_available():
@@ -52,9 +69,13 @@ def train(
         with arguments.main_process_first(local=False):  # one process makes a missing synthetic set
             samples = training_samples(config, progress)
             held_out = build(config.validation, progress=progress) if config.validation else None
+            if scorer is not None:
+                scorer.read()
         model, processing, template = build_model(config, samples)
+        if scorer is not None:
+            scorer.fits(template)
         before = set(config.out.iterdir()) if config.out.exists() else set()
-        trainer, bar = make_trainer(config, model, processing, template, arguments, samples, held_out, progress)
+        trainer, bar = make_trainer(config, model, processing, template, arguments, samples, held_out, progress, scorer)
         start = time.monotonic()
         try:
             if arguments.should_save:
@@ -75,14 +96,17 @@ def train(
             "samples": len(samples),
             "broken": len(trainer.broken_samples()),
             "trained_parameters": count(model)[0],
-        } | (final_evaluation(trainer) if held_out else {})
+            "best": None if trainer.best is None else trainer.best.checkpoint,
+        } | (final_evaluation(trainer) if trainer.evaluates else {})
 
 
 def final_evaluation(trainer: Any) -> dict[str, float]:
-    """The validation scores of the finished model; taken anew only where the last step did not take them."""
-    last = trainer.state.log_history[-2:]
-    done = [entry for entry in last if entry["step"] == trainer.state.global_step and "eval_loss" in entry]
-    return {"eval_loss": (done[0] if done else trainer.evaluate())["eval_loss"]}
+    """The held-out loss and the task scores of the finished model; taken anew only where its step did not take them."""
+    from vtskip.train.scoring import is_score
+
+    of_step = [entry for entry in trainer.state.log_history if entry["step"] == trainer.finished_step]
+    found = {key: value for entry in of_step for key, value in entry.items() if is_score(key)}
+    return found or {key: value for key, value in trainer.evaluate().items() if is_score(key)}
 
 
 def read_deepspeed(config: TrainConfig) -> dict[str, Any] | None:

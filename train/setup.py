@@ -22,6 +22,7 @@ from vtskip.train.chat import ChatTemplate
 from vtskip.train.chat_collate import ChatCollator
 from vtskip.train.config import TrainConfig
 from vtskip.train.features import open_features
+from vtskip.train.scoring import Scorer
 from vtskip.train.trainer import StreamTrainer
 
 REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
@@ -98,7 +99,7 @@ def training_arguments(config: TrainConfig, settings: dict[str, Any] | None) -> 
         remove_unused_columns=False,
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,
-        eval_strategy="steps" if config.eval_every and config.validation else "no",
+        eval_strategy="steps" if config.eval_every and (config.validation or config.evaluation) else "no",
         eval_steps=config.eval_every,
         prediction_loss_only=True,
         save_strategy="steps" if config.save_every else "no",
@@ -161,6 +162,7 @@ def make_trainer(
     samples: list[Sample],
     held_out: list[Sample] | None,
     progress: bool,
+    scorer: Scorer | None = None,
 ) -> tuple[StreamTrainer, Bar]:
     """The Trainer with our callbacks in place of its own, and the progress bar."""
     if config.gradient_checkpointing:
@@ -180,7 +182,10 @@ def make_trainer(
         keep_warmup=config.keep_warmup,
         broken="skip" if any(source.on_error == "skip" for source in config.sources) else "raise",
         train_dataset=Samples(samples),
-        eval_dataset=Samples(held_out) if held_out else None,
+        scorer=scorer,
+        best=config.best,
+        tell=bar.scored,
+        eval_dataset=Samples(held_out or []),
         data_collator=make_collator(config, model, template),
         processing_class=tokenizer,
         callbacks=callbacks,

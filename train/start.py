@@ -20,7 +20,15 @@ from vtskip.train.options import BAD_BATCHES
 OURS = {LOCK_NAME, BAD_BATCHES}  # what may lie in a folder that counts as empty, and outlives a run that failed
 CONFIG_NAME, LOG_NAME = "train_config.yaml", "train_log.jsonl"
 RESUME = ("auto", "never")
-EARLY = {CONFIG_NAME, LOG_NAME, STAGE, "broken.jsonl", "pictures", "tensorboard"}  # what a run writes before it
+EARLY = {
+    CONFIG_NAME,
+    LOG_NAME,
+    STAGE,
+    "broken.jsonl",
+    "pictures",
+    "tensorboard",
+    "wandb",
+}  # what a run writes before it
 # What may differ between a run and its resumption: its length, its logging, and what changes no number.
 FREE_ON_RESUME = {
     "name",
@@ -28,6 +36,7 @@ FREE_ON_RESUME = {
     "optim.steps",
     "optim.epochs",
     "validation",
+    "evaluation",
     "report_to",
     "log_every",
     "eval_every",

@@ -1,6 +1,8 @@
 """``keep`` as a schedule over steps: set on the planners before each step, so that a forward stays a function of its inputs."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -49,6 +51,18 @@ class KeepSchedule(TrainerCallback, ExportableState):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.set(self.options.steps)
+
+    @contextmanager
+    def finished(self) -> Iterator[None]:
+        """Inside, ``keep`` is the method's own: as in the model that is saved."""
+        before, value = [planner.keep for planner, _ in self.own], self.value
+        self.set(self.options.steps)
+        try:
+            yield
+        finally:
+            for (planner, _), keep in zip(self.own, before):
+                planner.keep = keep
+            self.value = value
 
     def set(self, step: int) -> None:
         """As it is to be while step number ``step`` (from 0) is taken."""

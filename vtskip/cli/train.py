@@ -31,6 +31,11 @@ def command(
 
     path = file_or_shipped(config, "train")
     settings = load_config(TrainConfig, path, overrides)
+    scorer = None
+    if settings.evaluation is not None:
+        from vtskip.eval.training import scorer_of
+
+        scorer = scorer_of(settings.evaluation, settings.out)
     if dry:
         from vtskip.cli.tables_dry_run import show
         from vtskip.train.dry_run import dry_run
@@ -44,7 +49,7 @@ def command(
 
         relaunch(nproc, [str(path), *(overrides or []), "--resume", resume, *(["--json"] if as_json else [])])
     with redirect_stdout(sys.stderr):  # libraries print to stdout, which is for the result alone
-        summary = run(settings, resume=resume)
+        summary = run(settings, resume=resume, scorer=scorer)
     if not summary["main_process"]:
         return
     if as_json:
@@ -53,7 +58,10 @@ def command(
     console = Console(highlight=False)
     broken = f", {summary['broken']} of them could not be read (broken.jsonl)" if summary["broken"] else ""
     loss = "" if summary["loss"] is None else f", loss {summary['loss']:.3f}"
+    scores = ", ".join(f"{key.removeprefix('eval_')} {value:.4g}" for key, value in summary.items() if "eval_" in key)
     console.print(
         f"{summary['out']}: {summary['steps']} steps in {summary['seconds']:.0f} s{loss}\n"
         f"{summary['trained_parameters'] / 1e6:.2f} M parameters trained on {summary['samples']} conversations{broken}"
+        + (f"\nheld out: {scores}" if scores else "")
+        + (f"\nbest: {summary['best']}" if summary["best"] else "")
     )
