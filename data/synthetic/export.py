@@ -2,9 +2,11 @@
 
 A timeline is plain JSON: ``uid, fps ("10" or "30000/1001"), frames, size, hash, steps [{verb, colour, shape, approach,
 contact, end, away, box}]``, all moments as integer source frames; ``box`` is where the thing lies before it is touched (left,
-top, right, bottom in units of the frame's side). With the full grammar these are the acts, and there are also ``grammar, task,
-hard, task_steps [{kind, shape, first, last, optional}]``: a task's step says which of them are its own. Seconds are
-``frame / fps`` in full precision.
+top, right, bottom in units of the frame's side). With the full grammar these are the acts; those with a second noun have it in
+``into`` ("blue cup") and where that thing lies in ``into_box``. There are also ``grammar, task, hard, task_steps [{kind, shape,
+into, first, last, optional}]``: a task's step says which of them are its own. Seconds are ``frame / fps`` in full precision.
+
+In the published formats a second noun is in the texts alone: none of them has a field for it, and LTA's noun is the first.
 """
 
 import csv

@@ -77,7 +77,15 @@ def write_goalstep(
 
 
 def groups_of(timelines: Sequence[Timeline], least: int = LONG) -> list[list[Timeline]]:
-    """Clips in order, as many together as have ``least`` actions; what is left over at the end joins the last group."""
+    """Clips in order, as many of one frame rate together as have ``least`` actions.
+
+    What is left over of a rate at the end joins its last group; where there is none, it is too short to be asked about.
+    """
+    rates = dict.fromkeys(line["fps"] for line in timelines)
+    return [group for rate in rates for group in _groups([t for t in timelines if t["fps"] == rate], least)]
+
+
+def _groups(timelines: Sequence[Timeline], least: int) -> list[list[Timeline]]:
     groups: list[list[Timeline]] = [[]]
     for line in timelines:
         if sum(len(t["steps"]) for t in groups[-1]) >= least:
@@ -86,7 +94,7 @@ def groups_of(timelines: Sequence[Timeline], least: int = LONG) -> list[list[Tim
     if len(groups) > 1 and sum(len(t["steps"]) for t in groups[-1]) < least:
         rest = groups.pop()
         groups[-1] += rest
-    return [group for group in groups if group]
+    return groups
 
 
 def join(lines: Sequence[Timeline], uid: str) -> Timeline:

@@ -1,4 +1,5 @@
-"""The words of the synthetic set: an act is a verb and a noun, a noun is a colour and a shape.
+"""The words of the synthetic set: an act is a verb and a noun, a noun is a colour and a shape. Some acts have a second noun,
+the thing that the first one goes into.
 
 The grammar ``table`` is all of these: one task, in which any act follows any other. ``tasks`` has the full grammar.
 
@@ -35,7 +36,10 @@ ALL_VERBS = VERBS | {
     "turn": Verb("turn", "turns", "rotates"),
     "light": Verb("switch on", "switches on", "lights"),
     "tap": Verb("hammer", "hammers", "knocks on"),
+    "pour": Verb("pour", "pours", "tips"),
+    "insert": Verb("put", "puts", "drops"),
 }
+INTO = ("pour", "insert")  # verbs with a second noun
 COLOURS = {"red": (214, 38, 38), "green": (38, 158, 62), "blue": (40, 84, 214), "yellow": (244, 208, 40)}
 SHAPES = ("cup", "box")
 TASK = "WorkAtTheTable"
@@ -45,30 +49,35 @@ DISTRACTORS = ("#O X walks past the table", "#O A woman X talks to C", "#O A man
 
 @dataclass(frozen=True)
 class Action:
-    """What happens in one step."""
+    """What happens in one step. ``into``: the second noun ("blue cup"), empty for verbs that have none."""
 
     verb: str
     colour: str
     shape: str
+    into: str = ""
 
     @property
     def noun(self) -> str:
         return f"{self.colour} {self.shape}"
 
     @property
+    def _object(self) -> str:
+        return f"the {self.noun} into the {self.into}" if self.into else f"the {self.noun}"
+
+    @property
     def label(self) -> str:
         """COIN step label."""
-        return f"{ALL_VERBS[self.verb].base} the {self.noun}"
+        return f"{ALL_VERBS[self.verb].base} {self._object}"
 
     @property
     def narration(self) -> str:
         """Ego4D narration, with the tag of the camera wearer."""
-        return f"#C C {ALL_VERBS[self.verb].third} the {self.noun}"
+        return f"#C C {ALL_VERBS[self.verb].third} {self._object}"
 
     @property
     def paraphrase(self) -> str:
         """The same step in the second annotator's words."""
-        return f"#C C {ALL_VERBS[self.verb].other} the {self.noun}"
+        return f"#C C {ALL_VERBS[self.verb].other} {self._object}"
 
 
 def actions() -> list[Action]:

@@ -37,6 +37,8 @@ _VERB_CLASSES = {
     "screw": "screw_(tighten)",
     "light": "switch_on_(light)",
     "tap": "hammer_(knock)",
+    "pour": "pour_(tip)",
+    "insert": "put_(drop,_insert)",
 }
 _NOUN_MARKS = {"cup": "_(mug)", "box": "", "lamp": "_(light)"}
 
@@ -62,7 +64,9 @@ class Visit:
 
 
 class Grammar(Protocol):
-    """What makers and exporters ask."""
+    """What makers and exporters ask. ``version``: raised when the same seed no longer gives the same pictures or texts."""
+
+    version: int
 
     @property
     def verbs(self) -> Mapping[str, str]: ...  # verb -> LTA class
@@ -85,7 +89,11 @@ class Grammar(Protocol):
 
 
 def action_of(act: dict[str, Any]) -> Action:
-    return Action(act["verb"], act["colour"], act["shape"])
+    return Action(act["verb"], act["colour"], act["shape"], act.get("into", ""))
+
+
+def _named(step: tasks.Step) -> dict[str, str]:
+    return {"kind": step.kind, "shape": step.shape} | ({"into": step.into} if step.into else {})
 
 
 def _noun_classes(shapes: Sequence[str]) -> dict[str, str]:
@@ -100,6 +108,7 @@ def _spoken(action: Action) -> list[str]:
 class Table:
     """One task, "work at the table": every act is a step, drawn freely."""
 
+    version = 2
     verbs = {verb: _VERB_CLASSES.get(verb, verb) for verb in VERBS}
     nouns = _noun_classes(SHAPES)
     _ids = {action: number for number, action in enumerate(actions(), 1)}
@@ -166,8 +175,9 @@ class Table:
 
 
 class Tasks:
-    """The full grammar."""
+    """The full grammar. Version 3 has second nouns."""
 
+    version = 3
     verbs = {verb: _VERB_CLASSES.get(verb, verb) for verb in ALL_VERBS}
     nouns = _noun_classes(tasks.SHAPES)
     _ids = {step: number for number, step in enumerate(tasks.steps(), 1)}
@@ -179,10 +189,7 @@ class Tasks:
     def facts(self, plan: Plan) -> dict[str, Any]:
         """``parts``: the steps, with the first and last of their acts."""
         assert isinstance(plan, TaskPlan)
-        parts = [
-            {"kind": p.step.kind, "shape": p.step.shape, "first": p.first, "last": p.last, "optional": p.optional}
-            for p in plan.parts
-        ]
+        parts = [{**_named(p.step), "first": p.first, "last": p.last, "optional": p.optional} for p in plan.parts]
         return {"grammar": "tasks", "task": plan.task, "hard": plan.hard, "task_steps": parts}
 
     def hard(self, seed: tuple[int, ...]) -> bool:
@@ -205,7 +212,7 @@ class Tasks:
     def visits(self, line: Timeline) -> list[Visit]:
         found = []
         for part in line["task_steps"]:
-            step = tasks.Step(part["kind"], part["shape"])
+            step = tasks.Step(part["kind"], part["shape"], part.get("into", ""))
             acts = line["steps"][part["first"] : part["last"] + 1]
             relevant = "optional" if part["optional"] else "essential"
             found.append(Visit(acts, step.label, self._ids[step], relevant))
@@ -231,7 +238,8 @@ class Tasks:
         }
 
     def sentences(self) -> list[str]:
-        acts = dict.fromkeys(a for step in tasks.steps() for colour in COLOURS for a in step.actions(colour))
+        colours = [(s, c, o) for s in tasks.steps() for c in COLOURS for o in (COLOURS if s.into else ("",))]
+        acts = dict.fromkeys(a for step, colour, other in colours for a in step.actions(colour, other))
         texts = [text for action in acts for text in _spoken(action)]
         texts += [text for step in tasks.steps() for text in (step.label, clean_text(step.label))]
         goals = [task_words(name) for name in tasks.TASKS]

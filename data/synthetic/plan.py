@@ -5,7 +5,10 @@ uniformly, so that earlier narrations say nothing about the next one (a step onl
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import ceil
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -17,13 +20,14 @@ from vtskip.data.synthetic.holdout import Rules
 FRONT, SHELF = (0.5, 0.46), ((0.17, 0.10), (0.50, 0.08), (0.83, 0.10))
 SLIDE = 4  # frames in which a thing slides on to or off the table, at its left or right edge
 APPROACH, HOLD, RETREAT = (3, 6), (7, 11), (3, 6)  # frames, upper ends excluded
+DRAWN = Fraction(10)  # frames per second that plans are drawn at, and that constants in frames refer to
 ANY = Rules()
 GAP, LONGEST_GAP, MEAN_WAIT = 5, 30, 8  # frames
 
 
 @dataclass
 class Thing:
-    """An object in front from frame ``born`` (it slides in from side -1 or 1) to ``gone`` (it has left)."""
+    """An object in front from frame ``born`` (it slides in from side -1 or 1) to ``gone`` (it has left); ``scale``: its size."""
 
     colour: str
     shape: str
@@ -32,13 +36,14 @@ class Thing:
     born: int = 0
     gone: int = 0
     side: int = 1
+    scale: float = 1.0
 
 
 @dataclass
 class Step:
     """One action: the hand sets out at ``approach``, touches at ``contact``, is done at ``end``, is away at ``away``.
 
-    ``thing`` indexes the plan's things.
+    ``thing`` indexes the plan's things, ``into`` that of the second noun, if there is one.
     """
 
     action: Action
@@ -47,6 +52,10 @@ class Step:
     contact: int
     end: int
     away: int
+    into: int | None = None
+
+
+Moved = TypeVar("Moved", Thing, Step)
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,10 @@ class Cue:
 
 @dataclass
 class Plan:
-    """One clip of ``frames`` source frames. ``fidgets`` are (start, end) of hand movements that touch nothing.
+    """One clip of ``frames`` source frames, ``rate`` of them per second.
 
-    ``tone`` is the table's, ``dark`` or ``light``; None leaves it to chance.
+    ``fidgets`` are (start, end) of hand movements that touch nothing. ``tone`` is the table's, ``dark`` or ``light``; None leaves
+    it to chance.
     """
 
     uid: str
@@ -75,6 +85,36 @@ class Plan:
     steps: list[Step] = field(default_factory=list)
     fidgets: list[tuple[int, int]] = field(default_factory=list)
     tone: Tone | None = None
+    rate: Fraction = DRAWN
+
+    @property
+    def pace(self) -> float:
+        """Frames to one of those the plan was drawn with."""
+        return float(self.rate / DRAWN)
+
+    @property
+    def slide(self) -> int:
+        """``SLIDE`` in this clip's frames."""
+        return int(SLIDE * self.rate / DRAWN)
+
+    def frame_of(self, frame: int, rate: Fraction) -> int:
+        """The frame in which something shows at another rate: never before its time."""
+        return ceil(frame * rate / self.rate)
+
+    def at(self, rate: Fraction) -> Self:
+        """The same clip at another frame rate."""
+
+        def moved(value: Moved, *names: str) -> Moved:
+            return replace(value, **{name: self.frame_of(getattr(value, name), rate) for name in names})
+
+        return replace(
+            self,
+            rate=rate,
+            frames=self.frame_of(self.frames, rate),
+            things=[moved(thing, "born", "gone") for thing in self.things],
+            steps=[moved(step, "approach", "contact", "end", "away") for step in self.steps],
+            fidgets=[(self.frame_of(start, rate), self.frame_of(end, rate)) for start, end in self.fidgets],
+        )
 
     @property
     def cues(self) -> Sequence[Cue]:

@@ -1,9 +1,9 @@
 """Which parts of a frame tell what is done, and which move: moving or static x relevant or irrelevant.
 
-Relevant, from the hand's setting out to the end of the act, are the hand, its tool, the thing that is worked on and the card
-that shows what it is; whether it moves is another matter. The arm, the retreat, the empty hand, things that slide in and out
-and the clock move and tell nothing. All else is static and irrelevant, the whole table under a moving camera included: motion
-is that of the scene.
+Relevant, from the hand's setting out to the end of the act, are the hand, its tool, the thing that is worked on, what it goes
+into, and the card that shows what a thing is; whether it moves is another matter. The arm, the retreat, the empty hand, things
+that slide in and out and the clock move and tell nothing. All else is static and irrelevant, the whole table under a moving
+camera included: motion is that of the scene.
 
 The areas come from the renderer's own drawing, as boxes over intervals of frames; ``rasterise`` puts them on any grid.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from vtskip._files import write_atomic
 from vtskip.data.synthetic.draw import Canvas, Colour, Point
 from vtskip.data.synthetic.levels import Level
-from vtskip.data.synthetic.plan import SLIDE, Cue, Plan, Thing
+from vtskip.data.synthetic.plan import Cue, Plan, Thing
 from vtskip.data.synthetic.render import CLOCK, Renderer
 
 KINDS = ("static_irrelevant", "moving_irrelevant", "static_relevant", "moving_relevant")
@@ -99,14 +99,14 @@ def _box(shape: np.ndarray) -> Box | None:
 
 def _busy(plan: Plan, t: int) -> bool:
     """Whether anything but the clock may move or be relevant."""
-    slides = any(x <= t <= x + SLIDE for thing in plan.things for x in (thing.born, thing.gone - SLIDE))
+    slides = any(x <= t <= x + plan.slide for thing in plan.things for x in (thing.born, thing.gone - plan.slide))
     return slides or plan.step_at(t) is not None or any(a <= t <= b for a, b in plan.fidgets)
 
 
 def _boxes(outlines: _Outlines, t: int, now: Shapes, before: Shapes) -> Iterator[tuple[str, int, Box]]:
     """(layer, kind, box) of what is not static and irrelevant."""
     step = outlines.plan.step_at(t)
-    told = {"hand", "tool", "cue", f"thing{step.thing}"} if step and t < step.end else set()
+    told = {"hand", "tool", "cue", f"thing{step.thing}", f"thing{step.into}"} if step and t < step.end else set()
     for layer, shape in now.items():
         moves = layer not in before or not np.array_equal(shape, before[layer])
         kind = RELEVANT * (layer in told) + MOVING * moves

@@ -6,8 +6,8 @@ import numpy as np
 
 from vtskip.data.synthetic.draw import Canvas, Colour, Point, add, mix, shade, texture, window
 from vtskip.data.synthetic.levels import DEFAULT, LEVELS, Camera, Level
-from vtskip.data.synthetic.plan import SLIDE, Cue, Plan, Step, Thing
-from vtskip.data.synthetic.things import DARK, MILK, PAINT, RADIUS, SMALL, STEEL, draw_body, draw_thing
+from vtskip.data.synthetic.plan import Cue, Plan, Step, Thing
+from vtskip.data.synthetic.things import DARK, MILK, PAINT, RADIUS, RECEIVED, SMALL, STEEL, draw_body, draw_thing
 
 SKINS = ((238, 190, 158), (214, 160, 124), (176, 120, 86), (128, 84, 60))
 CLOTH, HANDLE, WOOD = (120, 240, 244), (40, 36, 40), (226, 140, 40)
@@ -35,7 +35,7 @@ class Renderer:
 
     def __init__(self, plan: Plan, size: int, level: Level = LEVELS[DEFAULT]) -> None:
         self.plan, self.size = plan, size
-        self.camera, self.still = Camera(level, plan.seed, plan.frames), level.still
+        self.camera, self.still = Camera(level, plan.seed, plan.frames, float(plan.rate)), level.still
         # what the moving camera may come to see beyond the frame's edges
         self.margin = 0 if self.still else int(np.ceil(np.abs(self.camera.offsets).max() * size)) + 1
         rng = np.random.default_rng((*plan.seed, 1))
@@ -97,16 +97,17 @@ class Renderer:
 
     def _clock(self, canvas: Canvas, at: Point, t: int) -> None:
         """Its hand goes round in two seconds and has nothing to do with what is done."""
-        angle = np.pi * t / 10
+        angle = np.pi * t / self.plan.pace / 10
         canvas.disc(at, CLOCK, MILK)
         canvas.bar(at, add(at, (0.8 * CLOCK * float(np.sin(angle)), -0.8 * CLOCK * float(np.cos(angle)))), 0.012, DARK)
 
     def _rest(self, canvas: Canvas, index: int, thing: Thing, t: int) -> None:
         """A thing nobody touches: it slides in, lies there with the trace of what was last done to it, and slides out."""
-        coming = min(1.0, (t - thing.born) / SLIDE)
-        leaving = max(0.0, 1 - (thing.gone - t) / SLIDE)
+        coming = min(1.0, (t - thing.born) / self.plan.slide)
+        leaving = max(0.0, 1 - (thing.gone - t) / self.plan.slide)
         x = thing.x + thing.side * (1 - coming) * 0.75 - thing.side * leaving * 0.75
-        done = [s.action.verb for s in self.plan.steps if s.thing == index and s.end <= t]
+        past = [s for s in self.plan.steps if s.end <= t and index in (s.thing, s.into)]
+        done = [s.action.verb if s.thing == index else RECEIVED[s.action.verb] for s in past]
         draw_thing(canvas, thing, (x, thing.y), state=done[-1] if done else "", strength=0.35)
 
     def _act(self, canvas: Canvas, step: Step, t: int) -> None:
@@ -114,7 +115,7 @@ class Renderer:
         thing = self.plan.things[step.thing]
         verb, home, near = step.action.verb, (self.entry, 1.3), (thing.x + 0.02, thing.y + 0.34)
         if step.contact <= t < step.end:
-            self._work(canvas, verb, thing, t - step.contact)
+            self._work(canvas, step, (t - step.contact) / self.plan.pace)
         elif t < step.contact:
             way = (t - step.approach + 1) / (step.contact - step.approach + 1)
             if verb == "place":  # it comes with the hand
@@ -131,8 +132,9 @@ class Renderer:
                 self._tool(canvas, verb, mix(near, home, way), working=False)
                 self._hand(canvas, mix(near, home, way), closed=False)
 
-    def _work(self, canvas: Canvas, verb: str, thing: Thing, since: int) -> None:
-        """Each verb's own motion and change of state, ``since`` frames after the contact."""
+    def _work(self, canvas: Canvas, step: Step, since: float) -> None:
+        """Each verb's own motion and change of state, ``since`` tenths of a second after the contact."""
+        verb, thing = step.action.verb, self.plan.things[step.thing]
         spot = (thing.x, thing.y)
         beat = float(np.sin(2 * np.pi * since / 4 + 0.8))
         palm = add(spot, (0.02, 0.19))
@@ -152,12 +154,26 @@ class Renderer:
         elif verb == "place":  # it is let down
             draw_thing(canvas, thing, spot, radius=RADIUS * max(1.0, 1.3 - 0.06 * since), lifted=since < 4)
             palm = add(spot, (0.02, 0.24))
+        elif step.into is not None:
+            palm = self._transfer(canvas, verb, thing, self.plan.things[step.into], since)
         else:
             draw_thing(canvas, thing, spot, state=verb, strength=1.0)
             (x, y), (dx, dy) = REACH[verb]
             palm = add(palm, (x + dx * beat, y + dy * beat))
         self._tool(canvas, verb, palm, working=True)
         self._hand(canvas, palm, closed=True)
+
+    def _transfer(self, canvas: Canvas, verb: str, thing: Thing, other: Thing, since: float) -> Point:
+        """One thing goes into another, or what is in it does; where the hand is."""
+        goal, spot = (other.x, other.y), (thing.x, thing.y)
+        if verb == "pour":
+            place = add(mix(spot, goal, 0.25), (0.05, -0.08))
+            canvas.bar(add(place, (-0.15, -0.02)), add(goal, (0.02, 0)), 0.035, MILK)
+            draw_thing(canvas, thing, place, angle=-0.9, lifted=True)
+            return add(place, (0.1, 0.2))
+        way = min(1.0, since / 5)
+        draw_thing(canvas, thing, mix(spot, goal, way), radius=RADIUS * (1.3 - 0.9 * way), lifted=way < 1)
+        return add(mix(spot, goal, way), (0.02, 0.22))
 
     def _tool(self, canvas: Canvas, verb: str, palm: Point, working: bool) -> None:
         """What the hand holds for a verb."""

@@ -2,19 +2,20 @@
 
 As in ``plan``, all of it is a pure function of seed, tier and clip number. Half of the clips are *hard*: their things lie under
 grey covers, and what each of them is shows only on a card of two patch cells (its colour, its shape) during the step's first
-act, in one or two frames at 2 fps.
+act, in one or two frames at 2 fps; what it goes into shows on another one while it does.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Self, TypeVar
 
 import numpy as np
 
 from vtskip.data.synthetic.draw import Tone
 from vtskip.data.synthetic.grammar import COLOURS
 from vtskip.data.synthetic.holdout import Rules
-from vtskip.data.synthetic.plan import ANY, FRONT, SHELF, SLIDE, Cue, Plan, put
+from vtskip.data.synthetic.plan import ANY, FRONT, SHELF, SLIDE, Cue, Plan, Thing, put
 from vtskip.data.synthetic.plan import Step as Act
 from vtskip.data.synthetic.render import CELL
 from vtskip.data.synthetic.tasks import SHAPES, TASKS, Path, Step, Task
@@ -27,7 +28,8 @@ CARDS = tuple(
     (x * CELL, y * CELL) for x in (1, 6) for y in (4.5, 5.5)
 )  # whole cells of the 7 x 7 grid, beside the hand
 # Verbs that a hold-out of pairs is about; no step has two of different groups, so that one colour suits all its acts.
-GROUPS = ({"fill", "stir", "wipe"}, {"screw", "tap"}, {"press", "light"}, {"cut"})
+GROUPS = ({"fill", "stir", "wipe"}, {"screw", "tap"}, {"press", "light"}, {"cut"}, {"pour", "insert"})
+BESIDE, SMALLER = (0.15, 0.32), 0.68  # where the thing lies that another one goes into, and its size
 T = TypeVar("T")
 
 
@@ -40,6 +42,7 @@ class Part:
     first: int
     last: int
     optional: bool
+    other: str = ""  # colour of what the thing goes into
 
 
 @dataclass
@@ -54,6 +57,14 @@ class TaskPlan(Plan):
     @property
     def cues(self) -> Sequence[Cue]:
         return self.cards
+
+    def at(self, rate: Fraction) -> Self:
+        moved = super().at(rate)
+        moved.cards = [
+            replace(card, start=self.frame_of(card.start, rate), end=self.frame_of(card.end, rate))
+            for card in self.cards
+        ]
+        return moved
 
 
 def is_hard(seed: tuple[int, ...]) -> bool:
@@ -81,14 +92,17 @@ def paths_of(task: Task, rules: Rules) -> dict[Path, float]:
     return task.paths(rules.unseen if rules.holdout == "orders" else None)
 
 
-def colours_of(step: Step, rules: Rules) -> list[str]:
-    """The colours that the thing of a step may have. Held out is one of four per verb and shape, or per shape."""
+def colours_of(step: Step, rules: Rules, shape: str = "") -> list[str]:
+    """The colours that the thing of a step may have, or the thing of another ``shape`` that it goes into.
+
+    Held out is one of four per verb and shape, or per shape.
+    """
     groups = [k for k, group in enumerate(GROUPS) if group & set(step.verbs)]
     if rules.holdout == "looks":
         groups = [0]
     elif rules.holdout != "pairs" or not groups:
         return list(COLOURS)
-    held = {c for k, c in enumerate(COLOURS) if (k + SHAPES.index(step.shape) + groups[0]) % 4 == 0}
+    held = {c for k, c in enumerate(COLOURS) if (k + SHAPES.index(shape or step.shape) + groups[0]) % 4 == 0}
     return [colour for colour in COLOURS if (colour in held) == rules.unseen]
 
 
@@ -112,7 +126,7 @@ def make_task_plan(
     for step, gap, moments in zip(path, gaps, acts, strict=False):
         if gap > 11 and rng.random() < 0.3:
             plan.fidgets.append((now + SLIDE, now + gap))
-        now = _do(rng, plan, step, now, gap, moments, colours_of(step, rules))
+        now = _do(rng, plan, step, now, gap, moments, rules)
     return plan
 
 
@@ -147,25 +161,46 @@ def _do(
     now: int,
     gap: int,
     moments: Sequence[tuple[int, int, int, int]],
-    colours: Sequence[str],
+    rules: Rules,
 ) -> int:
     """Add one step after a gap; the frame at which the hand is away."""
-    actions = step.actions(str(rng.choice(list(colours))))
-    colour, number, first = actions[0].colour, len(plan.things), len(plan.steps)
-    if plan.things and plan.steps[-1].action.verb != "pick":
-        plan.things[-1].gone = now + SLIDE
-    thing = put(rng, *(COVER if plan.hard else (colour, step.shape)), FRONT, 0.04)
+    colour = str(rng.choice(colours_of(step, rules)))
+    other = str(rng.choice(colours_of(step, rules, step.into))) if step.into else ""
+    actions, number, first = step.actions(colour, other), len(plan.things), len(plan.steps)
+    for thing in plan.things:
+        if thing.gone > now:  # what is still there makes room
+            thing.gone = now + SLIDE
+    plan.things.append(put(rng, *(COVER if plan.hard else (colour, step.shape)), FRONT, 0.04))
+    if step.into:
+        plan.things.append(put(rng, *(COVER if plan.hard else (other, step.into)), BESIDE, 0.02))
+        plan.things[-1].side, plan.things[-1].scale = -1, SMALLER
     at = now + gap
     for action, (rest, approach, hold, retreat) in zip(actions, moments, strict=True):
         contact = at + rest + approach
-        plan.steps.append(Act(action, number, at + rest, contact, contact + hold, contact + hold + retreat))
+        moves, into = (
+            (at + rest, contact, contact + hold, contact + hold + retreat),
+            number + 1 if action.into else None,
+        )
+        plan.steps.append(Act(action, number, *moves, into))
         at = plan.steps[-1].away
-    start = plan.steps[first]
-    thing.born = start.contact if start.action.verb == "place" else now if first else -SLIDE
-    thing.gone = at if actions[-1].verb == "pick" else plan.frames + SLIDE
-    plan.things.append(thing)
+    _stay(plan, plan.things[number:], plan.steps[first:], now if first else -SLIDE)
     if plan.hard:
-        card = CARDS[int(rng.integers(len(CARDS)))]
-        plan.cards.append(Cue(colour, step.shape, start.contact, start.end, card))
-    plan.parts.append(Part(step, colour, first, len(plan.steps) - 1, TASKS[plan.task].optional(step)))
+        plan.cards.append(_card(rng, colour, step.shape, plan.steps[first]))
+        plan.cards += [_card(rng, other, step.into, act) for act in plan.steps[first:] if act.into is not None]
+    plan.parts.append(Part(step, colour, first, len(plan.steps) - 1, TASKS[plan.task].optional(step), other))
     return at
+
+
+def _stay(plan: TaskPlan, things: Sequence[Thing], acts: Sequence[Act], born: int) -> None:
+    """From when and until when a step's things are there; what comes next may make them leave earlier."""
+    for thing in things:
+        thing.born, thing.gone = born, plan.frames + SLIDE
+    first, last = acts[0], acts[-1]
+    if first.action.verb == "place":  # it comes with the hand
+        things[0].born = first.contact
+    if last.action.verb in ("pick", "insert"):  # it leaves with the hand, or lies in the other thing
+        things[0].gone = last.away if last.action.verb == "pick" else last.end
+
+
+def _card(rng: np.random.Generator, colour: str, shape: str, act: Act) -> Cue:
+    return Cue(colour, shape, act.contact, act.end, CARDS[int(rng.integers(len(CARDS)))])

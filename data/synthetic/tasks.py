@@ -1,9 +1,10 @@
 """The full grammar: four domains, twelve tasks, forty-one steps.
 
-A step does two to four acts to one thing and is named after the thing's shape ("clean the cup"); its colour is drawn anew
-each time and is only in the narrations. A task is a partial order of steps, written as a series of blocks: fixed, in any
-order, optional, repeated. The tasks of a domain begin alike and share steps with other tasks, so that what comes next is open
-and the goal tells more than the step before. Every distribution here is small enough to be enumerated.
+A step does two to four acts to one thing and is named after the thing's shape ("clean the cup"), or after two of them where one
+goes into the other ("pour the bottle into the cup"); colours are drawn anew each time and are only in the narrations. A task is
+a partial order of steps, written as a series of blocks: fixed, in any order, optional, repeated. The tasks of a domain begin
+alike and share steps with other tasks, so that what comes next is open and the goal tells more than the step before. Every
+distribution here is small enough to be enumerated.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import permutations, product
 
-from vtskip.data.synthetic.grammar import Action
+from vtskip.data.synthetic.grammar import INTO, Action
 
 SHAPES = ("cup", "box", "bottle", "plate", "lamp", "radio")
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -28,27 +29,32 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "test": ("test the {}", ("press", "light")),
     "seal": ("seal the {}", ("close", "press", "turn")),
     "store": ("put away the {}", ("close", "pick")),
+    "pour": ("pour the {} into the {}", ("open", "pour")),
+    "stow": ("stow the {} in the {}", ("turn", "insert")),
 }
 Path = tuple["Step", ...]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is done to a thing of some shape."""
+    """What is done to a thing of some shape. ``into``: the shape of the thing it goes into, empty where there is none."""
 
     kind: str
     shape: str
+    into: str = ""
 
     @property
     def label(self) -> str:
-        return KINDS[self.kind][0].format(self.shape)
+        return KINDS[self.kind][0].format(self.shape, self.into)
 
     @property
     def verbs(self) -> tuple[str, ...]:
         return KINDS[self.kind][1]
 
-    def actions(self, colour: str) -> list[Action]:
-        return [Action(verb, colour, self.shape) for verb in self.verbs]
+    def actions(self, colour: str, other: str = "") -> list[Action]:
+        """The acts on a thing of ``colour``; ``other``: the colour of the thing it goes into."""
+        into = f"{other} {self.into}"
+        return [Action(verb, colour, self.shape, into if verb in INTO else "") for verb in self.verbs]
 
 
 @dataclass(frozen=True)
@@ -131,29 +137,29 @@ TASKS: dict[str, Task] = {
         *_domain(
             "Kitchen",
             "fetch cup, clean cup",
-            BrewTheTea=(_any("refresh bottle, unpack box"), _then("mix cup"), _maybe("seal bottle"), _then("store cup")),
-            CookTheSoup=(_any("slice box, refresh cup"), _again("inspect cup"), _then("mix bottle")),
-            BakeTheCake=(_then("unpack box"), _any("mix plate, test lamp"), _maybe("slice plate"), _then("store plate")),
+            BrewTheTea=(_any("refresh bottle, unpack box"), _then("pour bottle cup"), _maybe("seal bottle"), _then("store cup")),
+            CookTheSoup=(_any("slice box, refresh cup"), _again("inspect cup"), _then("pour cup plate")),
+            BakeTheCake=(_then("unpack box"), _any("mix plate, test lamp"), _maybe("slice plate"), _then("stow plate box")),
         ),
         *_domain(
             "Workshop",
             "fetch box, mount box",
-            RepairTheRadio=(_then("strip radio"), _any("clean radio, fix radio"), _then("test radio"), _maybe("store box")),
+            RepairTheRadio=(_then("strip radio"), _any("clean radio, fix radio"), _then("test radio"), _maybe("stow radio box")),
             RepairTheLamp=(_then("strip lamp"), _any("fix lamp, inspect lamp"), _then("test lamp")),
             BuildTheShelf=(_any("mount plate, slice plate, unpack box"), _maybe("inspect plate"), _then("store box")),
         ),
         *_domain(
             "Office",
             "test lamp, unpack box",
-            SendTheParcel=(_any("fetch plate, slice box"), _then("seal box"), _maybe("inspect box"), _then("store box")),
+            SendTheParcel=(_any("fetch plate, slice box"), _then("stow plate box, seal box"), _maybe("inspect box")),
             InstallTheRadio=(_any("fetch radio, clean radio"), _then("mount radio, test radio"), _maybe("store box")),
             ChangeTheBattery=(_maybe("strip lamp"), _any("inspect radio, fix lamp"), _again("test lamp", 0.25)),
         ),
         *_domain(
             "Garden",
             "fetch bottle, refresh bottle",
-            WaterThePlants=(_maybe("clean plate"), _then("mix bottle"), _maybe("store bottle")),
-            FeedTheBirds=(_any("slice plate, unpack box"), _again("mix plate"), _then("seal plate")),
+            WaterThePlants=(_maybe("clean plate"), _then("pour bottle cup"), _maybe("store bottle")),
+            FeedTheBirds=(_any("slice plate, unpack box"), _again("pour cup plate"), _then("seal plate")),
             LightTheParty=(_then("mount lamp"), _any("clean lamp, fetch cup"), _then("test lamp"), _maybe("seal lamp")),
         ),
     )

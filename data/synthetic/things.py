@@ -11,6 +11,7 @@ from vtskip.data.synthetic.plan import Thing
 DARK, MILK, STEEL, GLOW = (20, 18, 20), (252, 252, 248), (222, 228, 236), (255, 250, 190)
 RADIUS, SMALL = 0.19, 0.07  # of a thing in front, on the shelf
 COVER = ("grey", "cover")  # a thing that does not show what it is
+RECEIVED = {"pour": "fill", "insert": "received"}  # state of what something went into, by the verb
 PAINT: dict[str, Colour] = {**COLOURS, "grey": (134, 132, 130)}
 
 
@@ -29,6 +30,7 @@ def draw_thing(
     ``state`` is a verb, ``strength`` how much of its change shows: 1 while it is done, less for the trace that stays.
     """
     colour: Colour = PAINT[thing.colour]
+    radius *= thing.scale
     drop = 0.09 if lifted else 0.1 * radius
     canvas.disc(add(at, (drop, drop)), radius, (20, 18, 16), 0.5 if lifted else 0.3)
     if state == "cut":
@@ -152,6 +154,15 @@ def _tap(canvas: Canvas, at: Point, r: float, strength: float, colour: Colour) -
         canvas.bar(add(at, (0.15 * way[0], 0.15 * way[1])), add(at, (reach * way[0], reach * way[1])), 0.012, DARK)
 
 
+def _pour(canvas: Canvas, at: Point, r: float, strength: float, colour: Colour) -> None:
+    canvas.bar(add(at, (-0.15 * r, -0.9 * r)), add(at, (-0.75 * r, 0.45 * r)), r * (0.1 + 0.1 * strength), MILK)
+
+
+def _received(canvas: Canvas, at: Point, r: float, strength: float, colour: Colour) -> None:
+    canvas.box(at, (r * 0.55, r * 0.4), 0.3, DARK)
+    canvas.box(at, (r * 0.4, r * 0.26), 0.3, STEEL)
+
+
 TRACES: dict[str, Callable[[Canvas, Point, float, float, Colour], None]] = {
     "open": _open,
     "fill": _fill,
@@ -162,4 +173,6 @@ TRACES: dict[str, Callable[[Canvas, Point, float, float, Colour], None]] = {
     "screw": _screw,
     "turn": _turn,
     "tap": _tap,
+    "pour": _pour,
+    RECEIVED["insert"]: _received,
 }

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,22 @@ from vtskip.data.synthetic.export_ego import groups_of, join, write_egoexo, writ
 from vtskip.data.synthetic.grammars import GRAMMARS, Grammar
 from vtskip.data.synthetic.holdout import Rules
 from vtskip.data.synthetic.levels import DEFAULT, LEVELS
-from vtskip.data.synthetic.plan import Plan
+from vtskip.data.synthetic.plan import DRAWN, Plan, Thing
 from vtskip.data.synthetic.relevance import write_relevance
 from vtskip.data.synthetic.render import Renderer
 from vtskip.data.synthetic.things import RADIUS
 from vtskip.errors import ConfigError, DataError, nearest
 
-RECIPE = 2  # raise it when the same seed no longer gives the same pictures or texts
-FPS = 10
+EVERY, PLACE = 8, 5  # one of so many clips has another frame rate, and which
 LAST = "ego4d/fho_lta_taxonomy.json"  # written after all other annotations; a set of an earlier version lacks it
 
 
 @dataclass(frozen=True)
 class Tier:
-    """Clip counts per split, clip length in seconds, frame size in pixels, and the grammar unless another is asked for."""
+    """Clip counts per split, clip length in seconds, frame size in pixels, and the grammar unless another is asked for.
+
+    ``rates``: frames per second that one clip in ``EVERY`` has, in turn; all others have ten.
+    """
 
     train: int
     val: int
@@ -42,17 +45,19 @@ class Tier:
     seconds: tuple[float, float]
     size: int = 160
     grammar: str = "table"
+    rates: tuple[str, ...] = ()
 
     @property
     def clips(self) -> int:
         return self.train + self.val + self.test
 
 
+RATES = ("30000/1001", "24000/1001", "25/2")
 TIERS = {
     "smoke": Tier(train=8, val=2, test=2, seconds=(8, 12)),
     "small": Tier(train=96, val=8, test=16, seconds=(17, 20)),
-    "full": Tier(train=560, val=80, test=160, seconds=(20, 40), grammar="tasks"),
-    "tasks": Tier(train=80, val=12, test=28, seconds=(20, 40), grammar="tasks"),
+    "full": Tier(train=560, val=80, test=160, seconds=(20, 40), grammar="tasks", rates=RATES),
+    "tasks": Tier(train=80, val=12, test=28, seconds=(20, 40), grammar="tasks", rates=RATES),
 }
 HARD = "test_hard"  # list in splits.json: those test clips whose things show what they are only on small cards
 
@@ -101,10 +106,11 @@ class Order:
     def recipe(self) -> dict[str, Any]:
         """What a folder is recognised by; options left at their defaults are not in it."""
         spec = asdict(self.spec)
-        usual = spec.pop("grammar")
+        usual, rates = spec.pop("grammar"), spec.pop("rates")
         grammar = self.grammar or usual
-        recipe = {"version": RECIPE, "tier": self.tier, "seed": self.seed, **spec}
+        recipe = {"version": self.words.version, "tier": self.tier, "seed": self.seed, **spec}
         recipe["seconds"] = list(self.spec.seconds)
+        recipe |= {"rates": list(rates)} if rates else {}
         changed = {"grammar": grammar} if grammar != "table" else {}
         changed |= {"level": self.level} if self.level != DEFAULT else {}
         return recipe | changed | ({"holdout": self.holdout} if self.holdout else {})
@@ -126,7 +132,9 @@ class Order:
     def plan(self, number: int) -> Plan:
         """The plan of a clip by its number over all splits."""
         rules = self.rules(unseen=number >= self.spec.train + self.spec.val)
-        return self.words.plan(f"{self.tier}-{number:04d}", self._seed(number), self.spec.seconds, FPS, rules)
+        plan = self.words.plan(f"{self.tier}-{number:04d}", self._seed(number), self.spec.seconds, int(DRAWN), rules)
+        rates = self.spec.rates
+        return plan.at(Fraction(rates[number // EVERY % len(rates)])) if rates and number % EVERY == PLACE else plan
 
     def _seed(self, number: int) -> tuple[int, ...]:
         return self.seed, list(TIERS).index(self.tier), number
@@ -136,7 +144,7 @@ def _clip(order: Order, number: int, out: Path) -> None:
     """One clip: the video, its relevant areas, then its timeline as the sign that it is complete."""
     plan, level, size = order.plan(number), LEVELS[order.level], order.spec.size
     video = out / "videos" / f"{plan.uid}.mp4"
-    write_video(video, Renderer(plan, size, level).frames(), FPS, crf=level.crf)
+    write_video(video, Renderer(plan, size, level).frames(), plan.rate, crf=level.crf)
     write_relevance(_areas(out, plan.uid), plan, level)
     write_json(
         out / "timelines" / f"{plan.uid}.json",
@@ -144,7 +152,7 @@ def _clip(order: Order, number: int, out: Path) -> None:
             "recipe": order.recipe,
             "uid": plan.uid,
             "seed": list(plan.seed),
-            "fps": str(FPS),
+            "fps": str(plan.rate),
             "frames": plan.frames,
             "size": size,
             "hash": content_hash(video),
@@ -161,11 +169,16 @@ def _areas(out: Path, uid: str) -> Path:
 def _steps(plan: Plan) -> list[dict[str, Any]]:
     rows = []
     for step in plan.steps:
-        thing = plan.things[step.thing]
-        box = [thing.x - RADIUS, thing.y - RADIUS, thing.x + RADIUS, thing.y + RADIUS]
         moments = {key: value for key, value in asdict(step).items() if key in ("approach", "contact", "end", "away")}
-        rows.append({**asdict(step.action), **moments, "box": [round(v, 4) for v in box]})
+        words = {key: value for key, value in asdict(step.action).items() if value}
+        row = {**words, **moments, "box": _box(plan.things[step.thing])}
+        rows.append(row if step.into is None else row | {"into_box": _box(plan.things[step.into])})
     return rows
+
+
+def _box(thing: Thing) -> list[float]:
+    r = RADIUS * thing.scale
+    return [round(v, 4) for v in (thing.x - r, thing.y - r, thing.x + r, thing.y + r)]
 
 
 def _finished(out: Path, uid: str, recipe: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.data.gray import gray_clip, two_colours
 from vtskip.data.synthetic import TIERS, make
-from vtskip.data.synthetic.tiers import Tier
+from vtskip.data.synthetic.tiers import RATES, Tier
 
 
 @pytest.fixture(scope="session")
@@ -17,9 +17,11 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tasked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tier tasks with seed 0, cut to eight small clips; of those for testing one is hard."""
+    """The tier tasks with seed 0, cut to eight small clips: of the test clips one is hard, and one has 29.97 frames a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TIERS, "tasks", Tier(train=3, val=1, test=4, seconds=(20, 40), size=64, grammar="tasks"))
+        patch.setitem(
+            TIERS, "tasks", Tier(train=3, val=1, test=4, seconds=(20, 40), size=64, grammar="tasks", rates=RATES)
+        )
         return make("tasks", tmp_path_factory.mktemp("tasks"), progress=False, workers=2)
 
 

@@ -135,9 +135,11 @@ def test_joined_videos_are_the_clips_frame_for_frame(smoke, lines):
 
 
 def test_groups_have_enough_actions_and_lose_no_clip():
-    lines = [{"uid": str(i), "steps": [{}] * n} for i, n in enumerate((9, 9, 9, 9, 30, 5))]
+    lines = [{"uid": str(i), "fps": "10", "steps": [{}] * n} for i, n in enumerate((9, 9, 9, 9, 30, 5))]
     assert [[line["uid"] for line in group] for group in groups_of(lines, 28)] == [["0", "1", "2", "3"], ["4", "5"]]
     assert groups_of(lines[:1], 28) == [lines[:1]] and groups_of([], 28) == []
+    lines[1]["fps"] = lines[5]["fps"] = "25/2"
+    assert [[line["uid"] for line in group] for group in groups_of(lines, 28)] == [["0", "2", "3", "4"], ["1", "5"]]
 
 
 def test_ego_exo_gives_the_timeline_back(smoke, lines):
