@@ -32,7 +32,7 @@ def build_model(config: TrainConfig, samples: list[Sample]) -> tuple[Any, Any, S
     """
     torch.manual_seed(config.seed)
     if config.model.pretrained is not None:
-        model, processing = load_stock(config.model)
+        model, processing = load_stock(config.model, config.seed)
         method = config.method or saved_beside(config.model.pretrained)
         handle = None if method is None else attach(model, get_method(method))
         if handle is not None and (weights := weights_beside(config.model.pretrained, method)):
@@ -43,6 +43,7 @@ def build_model(config: TrainConfig, samples: list[Sample]) -> tuple[Any, Any, S
         template = StreamTemplate.from_config(processing, model.config)
     choose_trained(model, config.training)
     if config.lora is not None:
+        torch.manual_seed(config.seed)  # anew: loading has drawn numbers, and under ZeRO-3 others
         model = add_lora(model, config.lora, config.precision if config.deepspeed is None else "fp32")
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"trains {config.training.model_dump(exclude_defaults=True)}: no parameter is left to train")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vtskip.errors import ConfigError, one_line
 from vtskip.loading import read_config
 from vtskip.models.families import family_of
+from vtskip.models.sharding import full_shape, whole
 from vtskip.saving import CONFIG_NAME, WEIGHTS_NAME
 from vtskip.train.parts import part_of
 from vtskip.train.sections import ModelRecipe
@@ -19,7 +20,7 @@ from vtskip.train.sections import ModelRecipe
 FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
-def load_stock(recipe: ModelRecipe) -> tuple[Any, Any]:
+def load_stock(recipe: ModelRecipe, seed: int = 0) -> tuple[Any, Any]:
     """The model in fp32 and its processor. Raises ConfigError naming the key, ModelError for a family without support."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -42,6 +43,7 @@ def load_stock(recipe: ModelRecipe) -> tuple[Any, Any]:
     if recipe.lm is not None:
         take_language_model(model, str(recipe.lm))
     if recipe.connector is not None:
+        torch.manual_seed(seed)  # anew: loading has drawn numbers, and under ZeRO-3 others
         start_connector(model, recipe.connector)
     return model, processor
 
@@ -59,16 +61,16 @@ def take_language_model(model: Any, source: str) -> None:
         raise ConfigError(f"model.lm {source!r}: cannot be loaded ({one_line(e)[:300]})") from None
     pairs = [(model.get_decoder(), donor.get_decoder()), (model.get_output_embeddings(), donor.get_output_embeddings())]
     for own, other in pairs:
-        given = other.state_dict()
-        for name, tensor in own.state_dict().items():
-            theirs = given.get(name)
-            fits = theirs is not None and theirs.shape[1:] == tensor.shape[1:] and len(theirs) <= len(tensor)
-            if not fits or (len(theirs) != len(tensor) and own is not pairs[1][0] and "embed" not in name):
-                shape = "nothing" if theirs is None else list(theirs.shape)
-                raise ConfigError(
-                    f"model.lm {source!r}: {name} is {shape} there, {list(tensor.shape)} in model.pretrained"
-                )
-            tensor[: len(theirs)].copy_(theirs)
+        given = other.state_dict(keep_vars=True)
+        for name, tensor in own.state_dict(keep_vars=True).items():
+            theirs, shape = given.get(name), full_shape(tensor)
+            there = None if theirs is None else full_shape(theirs)
+            shorter = there is not None and there[1:] == shape[1:] and there[:1] < shape[:1]
+            if theirs is None or not (there == shape or (shorter and (own is pairs[1][0] or "embed" in name))):
+                found = "nothing" if there is None else list(there)
+                raise ConfigError(f"model.lm {source!r}: {name} is {found} there, {list(shape)} in model.pretrained")
+            with torch.no_grad(), whole([theirs]), whole([tensor], write=True):
+                tensor[: len(theirs)].copy_(theirs)
 
 
 def start_connector(model: nn.Module, source: str) -> None:
@@ -80,19 +82,20 @@ def start_connector(model: nn.Module, source: str) -> None:
         for module in (model.get_submodule(name) for name in sorted(modules)):
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
-                reset()
+                with whole(module.parameters(recurse=False), write=True):
+                    reset()
         return
     given = read_tensors(source)
     named = [[k for k in given if name == k or name.endswith(f".{k}") or k.endswith(f".{name}")] for name in own]
-    if not any(named) and [t.shape for t in given.values()] == [p.shape for p in own.values()]:
+    if not any(named) and [t.shape for t in given.values()] == [full_shape(p) for p in own.values()]:
         named = [[key] for key in given]  # another name for each, in the same order: the releases number their layers
     for (name, parameter), found in zip(own.items(), named):
-        if len(found) != 1 or given[found[0]].shape != parameter.shape:
+        if len(found) != 1 or given[found[0]].shape != full_shape(parameter):
             there = [f"{key} {list(given[key].shape)}" for key in found or given]
             raise ConfigError(
-                f"model.connector {source}: {name} {list(parameter.shape)} is not there once, but {there}"
+                f"model.connector {source}: {name} {list(full_shape(parameter))} is not there once, but {there}"
             )
-        with torch.no_grad():
+        with torch.no_grad(), whole([parameter], write=True):
             parameter.copy_(given[found[0]])
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vtskip.cost import linear_flops
 from vtskip.methods import LayerPlanner
+from vtskip.models.sharding import full_shape
 from vtskip.runtime.attach import Handle, attached
 from vtskip.runtime.stats import LayerCount
 from vtskip.saving import method_parameters
@@ -46,7 +47,7 @@ class RouterGradients:
         """Before clipping; None where no router learns."""
         if not self.parameters:
             return None
-        shapes = [getattr(p, "ds_shape", p.shape) for p in self.parameters]
+        shapes = [full_shape(p) for p in self.parameters]
         flat = [torch.zeros(s.numel(), device=device) if g is None else g.flatten() for s, g in zip(shapes, self.sums)]
         return reduce(torch.cat(flat), "mean").norm().item()
 

@@ -23,13 +23,13 @@ def values(smoke, tmp_path):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """``alone(values)`` trains in one process, once per method and adapter: its folder and what it saw."""
+    """``alone(values)`` trains in one process, once per model, method and adapter: its folder and what it saw."""
     from tests.train.zero_runs import start
 
     done = {}
 
     def train(values):
-        key = json.dumps([values["method"], values.get("lora")])
+        key = json.dumps([values["model"], values["method"], values.get("lora")])
         if key not in done:
             folder = tmp_path_factory.mktemp("one")
             done[key] = folder, start(values, folder, 1)[0]

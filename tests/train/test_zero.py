@@ -6,7 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.train import stand_ins
+from tests.train.runs import train
 from tests.train.zero_runs import logged, slow, start, zero
+from vtskip.config import parse
+from vtskip.data import build
+from vtskip.data.config import DataConfig
+from vtskip.data.tokenizer import conversation_texts
 from vtskip.loading import load
 
 # Weighed by its own contribution: a scaled row is the same to the next norm, and a router would hardly get a gradient.
@@ -89,3 +95,23 @@ def test_stage_3_goes_on_where_it_was_interrupted(values, tmp_path):
     assert logged(folder, "loss") == losses
     with pytest.raises(AssertionError, match=r"ConfigError.*checkpoint-4: all 4 steps are done"):
         start(values, folder, 1, resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["lm", "checkpoint"])
+def test_stage_3_cuts_up_what_it_reads(values, smoke, tmp_path, source):
+    """A language model, or a whole StreamingLlava, from a folder: losses are those of one process."""
+    pytest.importorskip("deepspeed")
+    values["optim"] = {"steps": 4, "batch_size": 2, "lr": 1e-3}
+    if source == "checkpoint":
+        train(values | {"out": str(tmp_path / "first")})
+        values["model"] = {"checkpoint": str(tmp_path / "first")}
+    else:
+        texts = conversation_texts(build(parse(DataConfig, values["data"], "test"), progress=False))
+        values["model"] |= {"lm": str(stand_ins.language_model(tmp_path / "lm", texts)), "tokenizer": None}
+    start(values, tmp_path / "one", 1)
+    values |= {"deepspeed": zero(3, tmp_path)}
+    values["optim"]["batch_size"] = 1
+    start(values, tmp_path / "two", 2)
+    for key in ("loss", "grad_norm"):
+        assert logged(tmp_path / "two", key) == pytest.approx(logged(tmp_path / "one", key), rel=1e-4), key

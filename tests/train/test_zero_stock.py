@@ -47,15 +47,27 @@ def stock(tmp_path_factory):
 )
 def test_two_processes_of_which_one_has_no_image_equal_one(stock, alone, tmp_path, stage, method, more):
     """ZeRO on a stock model: the rank with text alone calls tower and connector too, on a masked blank image."""
+    compare(stock | {"method": method} | more, stage, alone, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_second_stage_takes_its_parts_from_elsewhere_into_a_model_that_is_cut_up(stock, alone, tmp_path):
+    """Also the connector's new weights are those of one process."""
+    lm = stand_ins.language_model(tmp_path / "lm", vocab_size=20)
+    model = stock["model"] | {"lm": str(lm), "connector": "new"}
+    compare(stock | {"method": PMOD, "model": model}, 3, alone, tmp_path)
+
+
+def compare(values, stage, alone, folder):
     pytest.importorskip("deepspeed")
-    values = stock | {"method": method, "optim": {"steps": 4, "batch_size": 2, "lr": 1e-3}} | more
+    values = values | {"optim": {"steps": 4, "batch_size": 2, "lr": 1e-3}}
     one, seen_alone = alone(values | {"gradient_checkpointing": False})
-    values |= {"optim": values["optim"] | {"batch_size": 1}, "deepspeed": zero(stage, tmp_path)}
-    two = tmp_path / "two"
+    values |= {"optim": values["optim"] | {"batch_size": 1}, "deepspeed": zero(stage, folder)}
+    two = folder / "two"
     first, second = start(values, two, 2)
     together = [uid for pair in zip(first, second) for uid, _ in pair]
     assert together[:8] == [uid for uid, _ in seen_alone][:8]
     assert all(a.startswith("talk") != b.startswith("talk") for (a, _), (b, _) in zip(first, second))
-    for key in ("loss", "grad_norm", *(["router_grad_norm"] if method == MOD else [])):
+    for key in ("loss", "grad_norm", *(["router_grad_norm"] if values["method"] == MOD else [])):
         assert len(logged(one, key)) == 4
         assert logged(two, key) == pytest.approx(logged(one, key), rel=1e-4)

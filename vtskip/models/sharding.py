@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -27,9 +30,26 @@ def same_modules(module: nn.Module) -> bool:
 
 def gathered(parameter: Tensor) -> Tensor:
     """A parameter with the parts that ZeRO-3 has spread. Every process has to ask for it, and in the same order."""
-    if not partitioned(parameter):
-        return parameter.detach()
+    with whole([parameter]):
+        return parameter.detach().clone() if partitioned(parameter) else parameter.detach()
+
+
+def full_shape(tensor: Tensor) -> torch.Size:
+    """Of a tensor, and of a parameter of which ZeRO-3 has left nothing here."""
+    return torch.Size(getattr(tensor, "ds_shape", tensor.shape))
+
+
+@contextmanager
+def whole(tensors: Iterable[Tensor], write: bool = False) -> Iterator[None]:
+    """Inside, what ZeRO-3 has spread of ``tensors`` is here; with ``write`` all processes go on with what the first wrote.
+
+    Every process has to come here, and in the same order.
+    """
+    spread = [tensor for tensor in tensors if partitioned(tensor)]
+    if not spread:
+        yield
+        return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters([parameter]):
-        return parameter.detach().clone()
+    with deepspeed.zero.GatheredParameters(spread, modifier_rank=0 if write else None):
+        yield
