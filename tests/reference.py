@@ -17,8 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import IMAGE_ID, VIDEO_ID, Tiny
-from vtskip.plan import CARRIED, LIVE, SCORES, DecoderShape, LayerPlan, Propagation, RowMap
+from vtskip.plan import CARRIED, LIVE, SCORES, DecoderShape, LayerPlan, Propagation, RowMap, View
 
+TILED = {  # the images of ``tiny_families.ANYRES`` by their rows: side, tiles, what is cut off, lines
+    16 + 4 * 8 + 4: View(4, 1, 2, 0, 0, 4, 8),
+    16 + 8 * 4 + 8: View(4, 2, 1, 0, 0, 8, 4),
+}
 SANDWICH = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 NORMS = {  # after attention, before the FFN, after the FFN
     "Gemma2DecoderLayer": SANDWICH,
@@ -36,7 +40,10 @@ def rows_of(family: Tiny, kinds: list[str], side: str = "left") -> RowMap:
         places = slice(length - len(ids), length) if side == "left" else slice(0, len(ids))
         vision[b, places] = np.isin(ids, (IMAGE_ID, VIDEO_ID))
         valid[b, places] = True
-    return RowMap.build(vision, valid, [groups for _, _, groups in samples])
+    rows = RowMap.build(vision, valid, [groups for _, _, groups in samples])
+    if family.name == "llava_next":
+        rows.views = tuple(tuple(TILED[groups] for groups in sizes) for _, _, sizes in samples)
+    return rows
 
 
 def softmax_of_last(attn: nn.Module, normed: Tensor, valid: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
@@ -83,7 +90,8 @@ def masked_layer(
         with torch.no_grad():
             live = rows.memo.get(LIVE, rows.valid)
             rows.memo[SCORES, index] = softmax_of_last(layer.self_attn, normed, live, kwargs["position_embeddings"])
-    plan: LayerPlan = planner(rows, normed if planner.sees == "normed" else x)
+    seen = (x, layer.input_layernorm) if planner.sees == "both" else (normed if planner.sees == "normed" else x,)
+    plan: LayerPlan = planner(rows, *seen)
     if plan.edit is not None:
         x = plan.edit
         normed = layer.input_layernorm(x)
@@ -91,7 +99,7 @@ def masked_layer(
     if plan.score:
         with torch.no_grad():
             by = softmax_of_last if plan.score is True else partial(moved_mass, how=plan.score)
-            live = rows.valid if plan.score is True else attend
+            live = expose if plan.score is True else attend
             rows.memo[SCORES, index] = by(layer.self_attn, normed, live, kwargs["position_embeddings"])
     mask, length = kwargs["attention_mask"], x.shape[1]
     allowed = torch.ones(length, length, dtype=torch.bool).tril()[None, None] if mask is None else mask

@@ -21,7 +21,10 @@ __all__ = [
     "LIVE",
     "MOVABLE",
     "SCORES",
+    "UNIFORM",
+    "VIEWS",
     "VIT_CLS",
+    "VIT_LOGITS",
     "DecoderShape",
     "LayerPlan",
     "Planner",
@@ -29,11 +32,32 @@ __all__ = [
     "Rounding",
     "RowMap",
     "RowSet",
+    "View",
     "moved_to",
     "rows_to_keep",
     "rows_to_keep_of",
     "run_lengths",
 ]
+
+
+@dataclass(frozen=True)
+class View:
+    """How the rows of an anyres image lie: ``side * side`` of the whole view, then ``height`` lines of ``width`` cells, each
+    line with a newline row behind it. The lines are what is left, from cell (``top``, ``left``) on, of a grid of
+    ``tile_rows`` times ``tile_columns`` tiles with ``side * side`` cells each, without its padding."""
+
+    side: int
+    tile_rows: int
+    tile_columns: int
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def size(self) -> int:
+        """All rows of the image."""
+        return self.side**2 + self.height * (self.width + 1)
 
 
 @dataclass
@@ -51,6 +75,7 @@ class RowMap:
         memo: free space for a method that carries a decision from layer to layer within one forward.
         exact: the rows with their true numbers, where ``sizes`` and ``text_counts`` are upper bounds (``bounds``).
         ranks: ``(score, group) -> rank`` of the device, if it has a faster one than sorting.
+        views: per sample, how the rows of each image lie, None for one without tiles; None where no image has any.
     """
 
     vision: Tensor
@@ -64,6 +89,7 @@ class RowMap:
     exact: RowMap | None = None
     bounds: bool = False
     ranks: Callable[[Tensor, Tensor], Tensor] | None = None
+    views: tuple[tuple[View | None, ...], ...] | None = None
 
     @classmethod
     def build(
@@ -134,10 +160,33 @@ class RowMap:
         """Whether a set holds every row that is not padding."""
         return rows is self.everything if self.bounds else rows.counts == self.everything.counts
 
-    def to(self, device: torch.device) -> RowMap:
+    def to(self, device: torch.device, seen: dict[int, Any] | None = None) -> RowMap:
         """These rows on another device, with what the methods have noted so far (layers of a model may be spread out)."""
-        moved = {f.name: moved_to(getattr(self, f.name), device) for f in fields(self)}
-        return RowMap(**moved)
+        seen = {} if seen is None else seen
+        return RowMap(**{f.name: moved_to(getattr(self, f.name), device, seen) for f in fields(self)})
+
+    def within(self, live: RowSet, memo: dict[Any, Any]) -> RowMap:
+        """These rows as a method sees them that may choose among the rows of ``live`` alone, all text included.
+
+        Groups are what is left of them, or all of a sample's vision rows where ``live`` was not chosen group by group.
+        """
+        if live is self.everything:
+            view = replace(self, memo=memo)
+        else:
+            vision, sizes = self.vision & live.mask, live.sizes
+            group = self.group.masked_fill(~vision, -1)
+            if sizes is None:
+                counts = [n - text for n, text in zip(live.counts, self.text_counts)]
+                group, sizes = vision.long() - 1, tuple((n,) if n else () for n in counts)
+            rank = vision.long().cumsum(1) - 1
+            left = group.new_zeros(len(group), max(map(len, sizes), default=0) + 1)
+            left = left.scatter_add(1, group + 1, vision.long())
+            offset = (rank - (left.cumsum(1) - left).gather(1, group + 1)).masked_fill(~vision, 0)
+            view = replace(
+                self, vision=vision, valid=self.valid & live.mask, group=group, offset=offset, sizes=sizes, memo=memo
+            )
+        view.__dict__.update(everything=live, text=self.text)
+        return view
 
     @property
     def has_vision(self) -> bool:
@@ -157,13 +206,24 @@ class RowMap:
     def text(self) -> RowSet:
         return RowSet(self.valid & ~self.vision, self.text_counts)
 
-    def text_and(self, kept: Tensor, counts: Sequence[int]) -> RowSet:
-        """Text rows together with the vision rows of ``kept`` ``[B, S]`` (``counts`` of them per sample)."""
-        return RowSet(self.text.mask | kept, [t + c for t, c in zip(self.text_counts, counts)])
+    def text_and(self, kept: Tensor, counts: Sequence[int] | Sequence[Sequence[int]]) -> RowSet:
+        """Text rows together with the vision rows of ``kept`` ``[B, S]``: ``counts`` of them per sample, or of each group.
+
+        Where those of each group are told, methods behind this one may choose group by group, too.
+        """
+        sums = [c if isinstance(c, int) else sum(c) for c in counts]
+        found = RowSet(self.text.mask | kept, [t + c for t, c in zip(self.text_counts, sums)])
+        if counts and not isinstance(counts[0], int):
+            found.sizes = tuple(tuple(row) for row in counts if not isinstance(row, int))
+        return found
 
     def kept_counts(self, keep: float, rounding: Rounding = "ceil") -> list[int]:
         """Vision rows per sample when each group keeps ``rows_to_keep(keep, size)``."""
-        return [sum(rows_to_keep(keep, s, rounding) for s in row) for row in self.sizes]
+        return [sum(row) for row in self.kept_sizes(keep, rounding)]
+
+    def kept_sizes(self, keep: float, rounding: Rounding = "ceil") -> list[list[int]]:
+        """The same per group."""
+        return [[rows_to_keep(keep, s, rounding) for s in row] for row in self.sizes]
 
     @lazy
     def by_sample(self) -> RowMap:
@@ -193,28 +253,41 @@ class RowMap:
 
     def group_keep(self, keep: float, rounding: Rounding = "ceil") -> Tensor:
         """``[B, S]`` long: how many rows the group of this row keeps."""
-        key = ("group_keep", keep, rounding)
-        if key not in self.memo and self.bounds:
-            self.memo[key] = rows_to_keep_of(self.group_size, keep, rounding)
-        if key not in self.memo:
-            self.memo[key] = self.per_group([[rows_to_keep(keep, s, rounding) for s in row] for row in self.sizes])
-        return self.memo[key]
+        key = (keep, rounding)
+        if key not in self._keeps:
+            if self.bounds:
+                self._keeps[key] = rows_to_keep_of(self.group_size, keep, rounding)
+            else:
+                self._keeps[key] = self.per_group(self.kept_sizes(keep, rounding))
+        return self._keeps[key]
+
+    @lazy
+    def _keeps(self) -> dict[tuple[float, Rounding], Tensor]:
+        return {}
 
 
-def moved_to(value: Any, device: torch.device) -> Any:
-    """Tensors, row sets and row maps, alone or in a dict, on ``device``; anything else as it is."""
-    if isinstance(value, (Tensor, RowMap)):
+def moved_to(value: Any, device: torch.device, seen: dict[int, Any] | None = None) -> Any:
+    """Tensors, row sets and row maps, alone or in a dict, on ``device``; anything else as it is.
+
+    What is one object stays one: ``seen`` holds what has been moved, by its id.
+    """
+    seen = {} if seen is None else seen
+    if isinstance(value, Tensor):
         return value.to(device)
-    if isinstance(value, RowSet):
-        moved = RowSet(value.mask.to(device), value.counts, value.samples)
-        moved.least, moved.bounds = value.least, value.bounds
-        return moved
-    return {k: moved_to(v, device) for k, v in value.items()} if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {k: moved_to(v, device, seen) for k, v in value.items()}
+    if not isinstance(value, (RowMap, RowSet)):
+        return value
+    if id(value) not in seen:
+        seen[id(value)] = value.to(device, seen) if isinstance(value, RowMap) else value.to(device)
+    return seen[id(value)]
 
 
 ON_HOST = "on host"  # key of RowMap.memo: `vision` and `valid` as they were given, numpy arrays
 SCORES, CARRIED, VIT_CLS = "scores", "carried", "vit_cls"  # keys of RowMap.memo that the executor fills in
-MOVABLE = "movable"  # what a planner may need beside SCORES and VIT_CLS
+VIT_LOGITS = "vit_logits"  # another
+MOVABLE, VIEWS = "movable", "views"  # what a planner may need beside SCORES, VIT_CLS and VIT_LOGITS
+UNIFORM = "uniform"  # key of RowMap.memo: every planner has to be asked, as those of other processes are
 LIVE = (
     "live"  # key of RowMap.memo for a method that drops rows for good: ``[B, S]`` bool, the rows that are still there
 )
@@ -286,23 +359,26 @@ class Planner(Protocol):
     has to call the same modules as the others.
 
     Attributes:
-        sees: ``stream`` is given the layer's input, ``normed`` the input after the layer's first norm.
+        sees: ``stream`` is given the layer's input, ``normed`` the input after the layer's first norm, ``both`` the input
+            and that norm.
         every_step: asked on steps without vision rows too.
         compact: the layer numbers the rows it runs 0, 1, 2, ... instead of by their places in the sequence.
         skips_vision: no vision row takes part in this layer, whatever the input: nothing reads what earlier layers make
             of them, if all later layers say so too.
         needs: what not every model has; the others are refused at attach. ``VIT_CLS``: the attention of the vision
             tower's CLS token to each row's patch, offered as ``rows.memo[VIT_CLS]`` ``[B, S]`` (0 on other rows).
+            ``VIT_LOGITS``: the same in the tower's last layer before the softmax, mean over heads, of tiled images, too.
+            ``VIEWS``: ``rows.views`` of images that were encoded before the forward.
             ``MOVABLE``: values may move from one vision row to another, as no later layer adds to rows by their place.
     """
 
-    sees: Literal["stream", "normed"]
+    sees: Literal["stream", "normed", "both"]
     every_step: bool
     compact: bool
     skips_vision: bool
     needs: frozenset[str]
 
-    def __call__(self, rows: RowMap, hidden: Tensor) -> LayerPlan: ...
+    def __call__(self, rows: RowMap, hidden: Tensor, *norm: Any) -> LayerPlan: ...
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """All methods by name, and the one place that turns a name, dict, YAML file or object into a method."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from vtskip.errors import ConfigError, nearest
 from vtskip.methods.aim import AIM
 from vtskip.methods.base import LayerPlanner, Method
 from vtskip.methods.baselines import EarlyExit, LayerSkip, Random, Uniform
+from vtskip.methods.compose import Compose
 from vtskip.methods.dense import Dense
 from vtskip.methods.fastv import FastV
 from vtskip.methods.gamma_mod import GammaMod
@@ -37,13 +39,14 @@ METHODS: dict[str, type[Method]] = {
     "uniform": Uniform,
     "layer_skip": LayerSkip,
     "early_exit": EarlyExit,
+    "compose": Compose,
 }
 
 __all__ = ["METHODS", "LayerPlanner", "Method", "MethodSpec", "get_method"]
 
 
-def get_method(spec: Method | dict[str, Any] | str | Path) -> Method:
-    """A method from itself, a dict with ``name``, a name (its defaults), or the path of a YAML file.
+def get_method(spec: Method | dict[str, Any] | str | Path | Sequence[Any]) -> Method:
+    """A method from itself, a dict with ``name``, a name (its defaults), the path of a YAML file, or a list of such.
 
     Raises ConfigError that names the unknown method or key and the nearest one that exists.
     """
@@ -51,6 +54,8 @@ def get_method(spec: Method | dict[str, Any] | str | Path) -> Method:
         return spec
     if isinstance(spec, str) and not spec.endswith((".yaml", ".yml")):
         spec = {"name": spec}
+    if isinstance(spec, list | tuple):
+        spec = {"name": "compose", "methods": list(spec)}
     source = "method" if isinstance(spec, dict) else str(spec)
     values = dict(spec) if isinstance(spec, dict) else read_yaml(spec)
     name = values.get("name")
@@ -61,10 +66,10 @@ def get_method(spec: Method | dict[str, Any] | str | Path) -> Method:
     return parse(METHODS[name], values, f"{source} {name!r}" if source == "method" else source)
 
 
-def _checked(spec: str | dict[str, Any]) -> str | dict[str, Any]:
+def _checked(spec: str | dict[str, Any] | list[Any]) -> str | dict[str, Any] | list[Any]:
     get_method(spec)
     return spec
 
 
 # The type of a `method:` key in a configuration: checked when the file is read, before anything is made or loaded.
-MethodSpec = Annotated[str | dict[str, Any], AfterValidator(_checked)]
+MethodSpec = Annotated[str | dict[str, Any] | list[str | dict[str, Any]], AfterValidator(_checked)]

@@ -67,6 +67,8 @@ class AIM(Method):
 
 
 class AIMPlanner(LayerPlanner):
+    drops = True
+
     def __init__(self, method: AIM, index: int, scored: bool):
         super().__init__()
         self.index, self.share, self.rate = index, method.keep, method.rate(index)
@@ -91,9 +93,9 @@ class AIMPlanner(LayerPlanner):
             left = left.index_fill(0, at, True)
             if len(at) < places.numel():
                 flat = flat.index_copy(0, at, merged.flatten(0, 1).to(flat.dtype))
-        counts = rows.kept_counts(self.share)
-        kept = left.view_as(rows.vision)
-        rows.memo["aim", "group"], rows.memo["aim", "live"] = rows.one_group(kept, counts), rows.text_and(kept, counts)
+        sizes, kept = rows.kept_sizes(self.share), left.view_as(rows.vision)
+        rows.memo["aim", "group"] = rows.one_group(kept, [sum(row) for row in sizes])
+        rows.memo["aim", "live"] = rows.text_and(kept, sizes)
         rows.memo[LIVE] = rows.text.mask | kept
         return flat.view_as(hidden)
 

@@ -37,14 +37,14 @@ class FastV(Method):
 
 
 class FastVPlanner(LayerPlanner):
+    drops = True
+
     def __init__(self, method: FastV, index: int):
         super().__init__()
-        self.keep, self.layer, self.index = method.keep, method.layer, index
+        self.keep, self.layer, self.score = method.keep, method.layer, index < method.layer
 
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
-        if self.index < self.layer:
-            return LayerPlan.of(rows.everything, score=True)
-        return LayerPlan.of(self.kept(rows))
+        return LayerPlan.of(rows.everything, score=True) if self.score else LayerPlan.of(self.kept(rows))
 
     def kept(self, rows: RowMap) -> RowSet:
         """Decided at the entry of the first dropping layer, the same object in all later ones."""

@@ -67,7 +67,7 @@ class MindSkip(Method):
 
 
 class SequencePlanner(LayerPlanner):
-    sees = "normed"
+    sees, leaves = "normed", "parts"
     every_step = True
 
     def __init__(self, method: MindSkip, index: int, router: Router):
@@ -95,7 +95,7 @@ class SequencePlanner(LayerPlanner):
 
 
 class RowPlanner(LayerPlanner):
-    sees = "normed"
+    sees, leaves = "normed", "parts"
 
     def __init__(self, method: MindSkip, router: Router):
         super().__init__()

@@ -7,10 +7,8 @@ from torch import Tensor
 
 from vtskip.methods.base import LayerPlanner, Method
 from vtskip.plan import DecoderShape, LayerPlan, RowMap
-from vtskip.routers import Router, topk_per_group
+from vtskip.routers import AlwaysKeep, Router, favour, topk_per_group
 from vtskip.schedules import Interleaved, Keep, Schedule
-
-AlwaysKeep = Literal["none", "first", "last"]
 
 
 class Mod(Method):
@@ -51,21 +49,13 @@ class ModPlanner(LayerPlanner):
     def __init__(self, method: Mod, keep: float, router: Router):
         super().__init__()
         self.keep, self.combine, self.always_keep = keep, method.combine, method.always_keep
-        self.router = router
+        self.router, self.weighs = router, None if method.combine == "none" else method.combine
 
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
         logits = self.router(hidden)
         kept = topk_per_group(favour(logits, rows, self.always_keep), rows, self.keep)
-        plan = LayerPlan.of(rows.text_and(kept, rows.kept_counts(self.keep)))
+        plan = LayerPlan.of(rows.text_and(kept, rows.kept_sizes(self.keep)))
         if self.combine != "none":
             plan.gain_row = torch.where(rows.vision, logits.sigmoid(), 1.0)
             plan.gain_on = self.combine
         return plan
-
-
-def favour(score: Tensor, rows: RowMap, which: AlwaysKeep) -> Tensor:
-    """``score`` with the first or last row of every group put before all others."""
-    if which == "none":
-        return score
-    place = rows.offset == (0 if which == "first" else rows.group_size - 1)
-    return score.masked_fill(place & rows.vision, torch.inf)

@@ -64,6 +64,7 @@ class PModPlanner(LayerPlanner):
     def __init__(self, method: PMod, keep: float, router: Router):
         super().__init__()
         self.keep, self.weight, self.string, self.router = keep, method.weight, method.string, router
+        self.weighs = "output" if method.string else None
 
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
         logits, sample = self.router(hidden), rows.by_sample

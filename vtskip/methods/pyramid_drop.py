@@ -50,6 +50,8 @@ class PyramidDrop(Method):
 
 
 class PyramidPlanner(LayerPlanner):
+    drops = True
+
     def __init__(self, method: PyramidDrop, index: int, stage: int):
         super().__init__()
         self.index, self.stage, self.keep = index, stage, method.keep[stage]

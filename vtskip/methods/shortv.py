@@ -37,6 +37,8 @@ class ShortV(Method):
 
 
 class ShortVPlanner(LayerPlanner):
+    leaves = "none"
+
     def __init__(self, joined: bool = False):
         super().__init__()
         self.joined = joined  # consecutive layers may make K and V of the rows outside the text in one go

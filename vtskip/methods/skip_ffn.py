@@ -38,6 +38,8 @@ class SkipFFN(Method):
 
 
 class SkipFFNPlanner(LayerPlanner):
+    leaves = "parts"
+
     def __init__(self, method: SkipFFN, keep: float):
         super().__init__()
         self.keep, self.retained, self.drop_kv = keep, method.retained, method.drop_kv
@@ -52,10 +54,10 @@ class SkipFFNPlanner(LayerPlanner):
         key = ("skip_ffn", self.keep, tuple(self.retained or ()))
         if key not in rows.memo:
             if self.retained is None:
-                kept, counts = evenly_per_group(rows, self.keep), rows.kept_counts(self.keep)
+                kept, counts = evenly_per_group(rows, self.keep), rows.kept_sizes(self.keep)
             else:
                 offsets = rows.offset.new_tensor(self.retained)
                 kept = rows.vision & (rows.offset[..., None] == offsets).any(-1)
-                counts = [sum(sum(o < size for o in set(self.retained)) for size in row) for row in rows.sizes]
+                counts = [[sum(o < size for o in set(self.retained)) for size in row] for row in rows.sizes]
             rows.memo[key] = rows.text_and(kept, counts)
         return rows.memo[key]

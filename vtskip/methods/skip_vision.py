@@ -106,13 +106,14 @@ class Summary(nn.Module):
     def pooled(self, groups: list[Tensor]) -> list[Tensor]:
         """``[G, n, hidden]`` each to ``[G, 1, hidden]``. All in one call, so that every process calls the scorer once."""
         dtype = next(self.parameters()).dtype  # not by a name, which ZeRO-3 takes for a use of the whole weight
-        groups = [x.to(torch.promote_types(x.dtype, dtype)) for x in groups]
-        scores = self(torch.cat([x.flatten(0, 1) for x in groups]))
+        scores = self(torch.cat([x.flatten(0, 1).to(dtype) for x in groups]))
         parts = scores.split([x.shape[0] * x.shape[1] for x in groups])
-        return [s.view(x.shape[:2]).softmax(-1)[:, None] @ x for s, x in zip(parts, groups)]
+        return [s.view(x.shape[:2]).softmax(-1)[:, None] @ x.to(s.dtype) for s, x in zip(parts, groups)]
 
 
 class SkipVisionPlanner(LayerPlanner):
+    drops = True
+
     def __init__(self, method: SkipVision, summary: Summary | None, layer: int):
         super().__init__()
         self.method, self.summary, self.first = method, summary, layer == 0
@@ -137,10 +138,10 @@ class SkipVisionPlanner(LayerPlanner):
             live = rows.vision & (rows.offset < rows.per_group(used))
             place = rows.offset - rows.per_group(start)
             full = live & ((place < 0) | (place >= rows.per_group(lean)))
-            counts, left = [sum(row) for row in used], [sum(row) for row in lean]
+            counts = [[u - n for u, n in zip(*row)] for row in zip(used, lean)]
             all_live = used == [list(sizes) for sizes in rows.sizes]
-            rows.memo[live_key] = kept = rows.everything if all_live else rows.text_and(live, counts)
-            rows.memo[full_key] = rows.text_and(full, [c - n for c, n in zip(counts, left)]) if any(left) else kept
+            rows.memo[live_key] = kept = rows.everything if all_live else rows.text_and(live, used)
+            rows.memo[full_key] = rows.text_and(full, counts) if any(map(any, lean)) else kept
         return rows.memo[live_key], rows.memo[full_key]
 
     def edit(self, rows: RowMap, hidden: Tensor) -> Tensor:

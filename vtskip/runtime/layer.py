@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtskip.models.cls_attention import scores_of_rows
-from vtskip.plan import CARRIED, LIVE, SCORES, VIT_CLS, LayerPlan, Propagation, RowMap
+from vtskip.models.cls_attention import KINDS, scores_of_rows
+from vtskip.plan import CARRIED, LIVE, SCORES, UNIFORM, LayerPlan, Propagation, RowMap
 from vtskip.runtime.attention import last_row_scores
 from vtskip.runtime.cache import cache_layer, skip_layer
 from vtskip.runtime.execution import Execution
@@ -54,7 +54,7 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
         if isinstance(plan.score, Propagation):
             rows.memo[SCORES, run.index] = propagated(layer, plan, hidden_states, kwargs, keys)
         else:
-            rows.memo[SCORES, run.index] = scores(layer, rows, hidden_states, kwargs, keys)
+            rows.memo[SCORES, run.index] = scores(layer, plan.expose.mask, hidden_states, kwargs, keys)
     else:
         out = execution.run(hidden_states)
     if plan.carry is not None and execution.cache is not None:
@@ -67,13 +67,16 @@ def planned(layer: nn.Module, rows: RowMap, x: Tensor, kwargs: dict[str, Any]) -
     planner, run = layer.vtskip, layer.vtskip.runtime
     stored = cache_layer(kwargs.get("past_key_values"), run.index)
     rows.memo[CARRIED, run.index] = getattr(stored, "carry", None)
-    if VIT_CLS in planner.needs and rows.has_vision:
-        rows.memo[VIT_CLS] = scores_of_rows(run.shared.vit_cls, rows)
+    for kind in KINDS:
+        if kind in planner.needs and rows.has_vision:
+            rows.memo[kind] = scores_of_rows(getattr(run.shared, kind), rows, kind)
     if SCORES in planner.needs and (rows.has_vision or run.shared.uniform):
-        rows.memo[SCORES, run.index] = scores(layer, rows, x, kwargs)
-    seen = getattr(layer, run.parts.attn_in)(x) if planner.sees == "normed" else x
+        rows.memo[SCORES, run.index] = scores(layer, rows.memo.get(LIVE, rows.valid), x, kwargs)
+    rows.memo[UNIFORM] = run.shared.uniform
+    norm = getattr(layer, run.parts.attn_in)
+    seen = (x, norm) if planner.sees == "both" else (norm(x) if planner.sees == "normed" else x,)
     with torch.autocast(x.device.type, enabled=False):  # rows are scored in fp32 whatever the layers run in
-        return planner(rows, seen)
+        return planner(rows, *seen)
 
 
 def with_keys(execution: Execution, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -95,7 +98,8 @@ def with_keys(execution: Execution, x: Tensor) -> tuple[Tensor, Tensor | None]:
     return out, execution.layout(execution.expose).put(keys.new_zeros(*x.shape[:2], keys.shape[-1]), keys)
 
 
-def scores(layer: nn.Module, rows: RowMap, x: Tensor, kwargs: dict[str, Any], keys: Tensor | None = None) -> Tensor:
-    """This layer's attention of every sample's last row to the rows that are still there, ``[B, S]``."""
-    norm, live = getattr(layer, layer.vtskip.runtime.parts.attn_in), rows.memo.get(LIVE, rows.valid)
-    return last_row_scores(layer.self_attn, norm, x, live, kwargs["position_embeddings"], keys)
+def scores(layer: nn.Module, live: Tensor, x: Tensor, kwargs: dict[str, Any], keys: Tensor | None = None) -> Tensor:
+    """This layer's attention of every sample's last row to the rows of ``live`` ``[B, S]``: ``[B, S]``, 0 on the others."""
+    norm = getattr(layer, layer.vtskip.runtime.parts.attn_in)
+    found = last_row_scores(layer.self_attn, norm, x, live, kwargs["position_embeddings"], keys)
+    return found.nan_to_num()  # of a sample with no row at all here
