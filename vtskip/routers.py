@@ -1,11 +1,14 @@
 """Scoring vision rows and keeping the best of each group."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from vtskip.plan import Rounding, RowMap
 
 _MASK63 = (1 << 63) - 1
+AlwaysKeep = Literal["none", "first", "last"]
 
 
 class Router(nn.Module):
@@ -43,6 +46,14 @@ def group_ranks(score: Tensor, group: Tensor) -> Tensor:
     first = torch.nn.functional.pad((group[:, 1:] != group[:, :-1]).long(), (1, 0)) * place
     rank = place - first.cummax(dim=1).values
     return torch.empty_like(rank).scatter_(1, order, rank)
+
+
+def favour(score: Tensor, rows: RowMap, which: AlwaysKeep) -> Tensor:
+    """``score`` with the first or last row of every group put before all others."""
+    if which == "none":
+        return score
+    place = rows.offset == (0 if which == "first" else rows.group_size - 1)
+    return score.masked_fill(place & rows.vision, torch.inf)
 
 
 def evenly_per_group(rows: RowMap, keep: float) -> Tensor:
