@@ -2,7 +2,7 @@
 seeing anything.
 
 The grammar is known and small, so this is enumeration: over all ways of all tasks, or over the free chain of the table. Scores
-are those of the COIN questions, pooled over a test split (``eval``'s strict denominators).
+are those of the COIN questions, pooled over a test split (``eval``'s strict denominators); ``bayes_ahead`` has the others.
 """
 
 from collections import defaultdict
@@ -14,6 +14,8 @@ import numpy as np
 
 from vtskip.data.coin import HORIZON
 from vtskip.data.files import read_json
+from vtskip.data.lta import AHEAD, SEEN
+from vtskip.data.synthetic import bayes_ahead
 from vtskip.data.synthetic.draw import Tone
 from vtskip.data.synthetic.holdout import Rules, ceilings, transitions
 from vtskip.data.synthetic.task_plan import paths_of, tasks_of
@@ -117,9 +119,26 @@ def table_ceilings(rules: Rules, steps: int = 6) -> dict[str, Known]:
 
 
 def ceilings_of(root: Path) -> dict[str, Known]:
-    """The ceilings of the test split of a set that ``make`` wrote, by its manifest. Raises DataError for another folder."""
-    recipe = read_json(root / "manifest.json").get("recipe")
+    """The ceilings of the test split of a set that ``make`` wrote, by its manifest: of COIN's questions and of a ``narration``.
+
+    Raises DataError for another folder.
+    """
+    rules, tasks = _rules_of(root)
+    whole = bayes_ahead.narration(rules) if tasks else bayes_ahead.table_narration(rules)
+    return (task_ceilings if tasks else table_ceilings)(rules) | {"narration": Known(*whole)}
+
+
+def anticipation_of(root: Path, seen: int = SEEN, ahead: int = AHEAD) -> dict[str, Known]:
+    """Of the same set's LTA files: ``verb``, ``noun`` and ``action``, right by place."""
+    rules, tasks = _rules_of(root)
+    found = (bayes_ahead.anticipation if tasks else bayes_ahead.table_anticipation)(rules, seen, ahead)
+    return {name: Known(*known) for name, known in found.items()}
+
+
+def _rules_of(root: Path) -> tuple[Rules, bool]:
+    """Of the test split, and whether the set has the full grammar."""
+    value = read_json(root / "manifest.json")
+    recipe = value.get("recipe") if isinstance(value, dict) else None
     if not isinstance(recipe, dict):
         raise DataError(f"{root / 'manifest.json'}: no 'recipe': not a synthetic set")
-    rules = Rules(recipe.get("holdout"), unseen=recipe.get("holdout") is not None)
-    return (task_ceilings if recipe.get("grammar") == "tasks" else table_ceilings)(rules)
+    return Rules(recipe.get("holdout"), unseen=recipe.get("holdout") is not None), recipe.get("grammar") == "tasks"

@@ -22,7 +22,8 @@ from vtskip.data.goalstep import read_goalstep
 from vtskip.data.labels import class_words, task_words
 from vtskip.data.lta import read_lta, read_taxonomy
 from vtskip.data.synthetic import TIERS, make
-from vtskip.data.synthetic.bayes import ceilings_of, task_ceilings
+from vtskip.data.synthetic.bayes import Known, anticipation_of, ceilings_of, task_ceilings
+from vtskip.data.synthetic.bayes_ahead import anticipation, narration
 from vtskip.data.synthetic.grammars import GRAMMARS, action_of, grammar_of
 from vtskip.data.synthetic.holdout import Rules
 from vtskip.data.synthetic.levels import LEVELS
@@ -205,7 +206,9 @@ def _digest(path):
 
 
 def test_ceilings_by_the_manifest(tasked):
-    assert ceilings_of(tasked) == task_ceilings(Rules())
+    known = ceilings_of(tasked)
+    assert known.pop("narration") == Known(*narration(Rules())) and known == task_ceilings(Rules())
+    assert anticipation_of(tasked, 4, 3)["verb"] == Known(*anticipation(Rules(), 4, 3)["verb"])
 
 
 def test_another_grammar_is_another_set(tmp_path, monkeypatch):
