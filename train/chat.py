@@ -25,11 +25,12 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Picture:
-    """A still image, or the frames of a clip that are shown. ``pixels`` uint8 ``[N, H, W, 3]``."""
+    """A still image, or the frames of a clip that are shown. ``pixels`` uint8 ``[N, H, W, 3]``; ``fps`` if there is no file."""
 
     path: Path
     frames: list[int]
     pixels: np.ndarray
+    fps: float | None = None
 
 
 @dataclass
@@ -85,6 +86,10 @@ class ChatTemplate:
 
     def _as_image(self, path: Path) -> bool:
         return not self.videos or path.suffix.lower() in STILLS
+
+    def kinds(self, sample: Sample) -> set[str]:
+        """Which of ``image`` and ``video`` the model gets."""
+        return {"image" if self._as_image(path) else "video" for path, _ in sample.clips}
 
     def render(self, messages: Sequence[Message]) -> Rendered:
         """Raises DataError where the template refuses a conversation, or rewrites earlier turns when later ones come."""
@@ -225,23 +230,31 @@ def metadata(picture: Picture) -> Any:
     """What a video processor is told of the frames: when they were."""
     from transformers.video_utils import VideoMetadata
 
-    info = probe(picture.path)
+    if picture.fps is None:
+        info = probe(picture.path)
+        total, fps, width, height, duration = info.frames, float(info.fps), info.width, info.height, info.duration
+    else:
+        total, height, width = picture.pixels.shape[:3]
+        fps, duration = picture.fps, total / picture.fps
     return VideoMetadata(
-        total_num_frames=info.frames,
-        fps=float(info.fps),
-        width=info.width,
-        height=info.height,
-        duration=info.duration,
+        total_num_frames=total,
+        fps=fps,
+        width=width,
+        height=height,
+        duration=duration,
         frames_indices=list(picture.frames),
     )
 
 
-def blank_picture(side: int = 336) -> Picture:
-    return Picture(Path("blank.png"), [0], np.zeros((1, side, side, 3), np.uint8))
+def blank_picture(side: int = 336, kind: str = "image") -> Picture:
+    """An image, or a clip of two seconds."""
+    if kind == "image":
+        return Picture(Path("blank.png"), [0], np.zeros((1, side, side, 3), np.uint8))
+    return Picture(Path("blank.mp4"), [0, 1, 2, 3], np.zeros((4, side, side, 3), np.uint8), fps=2.0)
 
 
-def blank_message() -> Message:
-    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "."}]}
+def blank_message(kind: str = "image") -> Message:
+    return {"role": "user", "content": [{"type": kind}, {"type": "text", "text": "."}]}
 
 
 def common(a: Sequence[Any], b: Sequence[Any]) -> int:

@@ -1,6 +1,6 @@
 """Samples to batches of a stock multimodal model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,13 @@ from vtskip.train.chat import ChatTemplate, blank_message, blank_picture, token_
 class ChatCollator:
     """Turns samples into the model's own inputs, ``input_ids, attention_mask, labels [B, S]`` among them, padded on the right.
 
-    ``always_look``: a batch without pictures ends with a masked blank image, so that tower and connector are called in every
-    process of a sharded run: their gradients are then zeros, where otherwise other processes would wait for them.
+    ``always``: of ``image`` and ``video``, what every batch shows: one that does not gets a masked blank one, so that tower
+    and connector are called as often in every process of a sharded run. Their gradients are then zeros, where otherwise other
+    processes would wait for them.
     """
 
-    def __init__(self, template: ChatTemplate, always_look: bool = False) -> None:
-        self.template, self.always_look = template, always_look
+    def __init__(self, template: ChatTemplate, always: Iterable[str] = ()) -> None:
+        self.template, self.always = template, sorted(always)
 
     def look(self, sample: Sample) -> Any:
         """What a sample shows. Raises DataError naming the file of a fault."""
@@ -33,14 +34,21 @@ class ChatCollator:
     def __call__(self, samples: Sequence[Sample | Shown]) -> dict[str, Tensor]:
         pairs = [(s.sample, s.vision) if isinstance(s, Shown) else (s, self.look(s)) for s in samples]
         rows = [self.template.encode(sample, shown) for sample, shown in pairs]
-        if self.always_look and not any(shown for _, shown in pairs):
-            rows[0] = with_blank(self.template, rows[0])
+        there = {kind for sample, _ in pairs for kind in self.template.kinds(sample)} if self.always else set()
+        for kind in self.always:
+            if kind not in there:
+                rows[0] = with_blank(self.template, rows[0], kind)
         return merged(rows, int(self.template.tokenizer.pad_token_id))
 
 
-def with_blank(template: ChatTemplate, row: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A sample's inputs with a blank image behind it that nothing attends to and nothing is learned of."""
-    blank = template.inputs(template.render([blank_message()]).text, [blank_picture(56)])
+def shown_kinds(template: ChatTemplate, samples: Iterable[Sample]) -> set[str]:
+    """What a run shows to the model: ``image``, ``video`` or both; an image where no sample shows anything."""
+    return {kind for sample in samples for kind in template.kinds(sample)} or {"image"}
+
+
+def with_blank(template: ChatTemplate, row: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """A sample's inputs with a blank image or video behind it that nothing attends to and nothing is learned of."""
+    blank = template.inputs(template.render([blank_message(kind)]).text, [blank_picture(56, kind)])
     length, more = row["input_ids"].shape[1], blank["input_ids"].shape[1]
     blank["attention_mask"] = torch.zeros_like(blank["input_ids"])
     blank["labels"] = torch.full_like(blank["input_ids"], IGNORE)

@@ -1,7 +1,7 @@
 """Model, arguments and Trainer of a run: everything that needs transformers, behind the checks that do not."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -19,7 +19,7 @@ from vtskip.models.families import unwrap
 from vtskip.template import StreamTemplate
 from vtskip.train.callbacks import LOG_NAME, Bar, JsonLog
 from vtskip.train.chat import ChatTemplate
-from vtskip.train.chat_collate import ChatCollator
+from vtskip.train.chat_collate import ChatCollator, shown_kinds
 from vtskip.train.config import TrainConfig
 from vtskip.train.features import open_features
 from vtskip.train.scoring import Scorer
@@ -134,16 +134,19 @@ def join_processes(cpu: bool) -> None:
 
 
 def make_collator(
-    config: TrainConfig, model: Any, template: StreamTemplate | ChatTemplate
+    config: TrainConfig, model: Any, template: StreamTemplate | ChatTemplate, samples: Iterable[Sample] = ()
 ) -> StreamCollator | ChatCollator:
-    """What makes batches for the model. Raises ConfigError for ``data.features`` with a stock model."""
+    """What makes batches for the model. Raises ConfigError for ``data.features`` with a stock model.
+
+    samples: all of the run; several processes show the model something of each kind that they have in every batch.
+    """
     model = unwrap(model)
     if isinstance(template, ChatTemplate):
         if any(source.features for source in config.sources):
             raise ConfigError(
                 "data.features: made by a StreamingLlava's tower; a stock model ('model.pretrained') reads the files"
             )
-        return ChatCollator(template, always_look=torch.distributed.is_initialized())
+        return ChatCollator(template, shown_kinds(template, samples) if torch.distributed.is_initialized() else ())
     return StreamCollator(
         template,
         model.config.image_size,
@@ -186,7 +189,7 @@ def make_trainer(
         best=config.best,
         tell=bar.scored,
         eval_dataset=Samples(held_out or []),
-        data_collator=make_collator(config, model, template),
+        data_collator=make_collator(config, model, template, [*samples, *(held_out or [])]),
         processing_class=tokenizer,
         callbacks=callbacks,
     )

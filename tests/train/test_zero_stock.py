@@ -1,5 +1,7 @@
 """Two processes with DeepSpeed ZeRO on gloo train a stock model as one does, where one of them has no image."""
 
+import json
+
 import pytest
 
 from tests.train import stand_ins
@@ -47,7 +49,8 @@ def stock(tmp_path_factory):
 )
 def test_two_processes_of_which_one_has_no_image_equal_one(stock, alone, tmp_path, stage, method, more):
     """ZeRO on a stock model: the rank with text alone calls tower and connector too, on a masked blank image."""
-    compare(stock | {"method": method} | more, stage, alone, tmp_path)
+    seen = compare(stock | {"method": method} | more, stage, alone, tmp_path)
+    assert all(a.startswith("talk") != b.startswith("talk") for a, b in zip(*seen))
 
 
 @pytest.mark.slow
@@ -58,16 +61,46 @@ def test_a_second_stage_takes_its_parts_from_elsewhere_into_a_model_that_is_cut_
     compare(stock | {"method": PMOD, "model": model}, 3, alone, tmp_path)
 
 
-def compare(values, stage, alone, folder):
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_images_and_videos_in_any_batch(alone, tmp_path, stage):
+    """The tower runs once for images and once for videos, in every process, whatever its batch has of them."""
+    data = stand_ins.pictures(tmp_path / "data")
+    asked = "What is shown here ?", "A red square ."
+    records = [
+        stand_ins.talk("one", "<image>\n" + asked[0], asked[1], image="a.png"),
+        stand_ins.talk("clip", "<video>\n" + asked[0], asked[1], video="c.mp4"),
+    ]
+    (data / "records.json").write_text(json.dumps(records))
+    values = {
+        "model": {"pretrained": str(stand_ins.qwen2_5_vl(tmp_path / "model"))},
+        "method": MOD,
+        "data": {
+            "kind": "llava",
+            "annotations": str(data / "records.json"),
+            "videos": str(data),
+            "max_frames": 4,
+        },
+        "trains": {"vision": True},
+        "log_every": 1,
+        "seed": 2,
+    }
+    first, second = compare(values, stage, alone, tmp_path, each=2)
+    steps = [({*first[i : i + 2]}, {*second[i : i + 2]}) for i in range(0, len(first), 2)]
+    assert any({"one", "clip"} in ranks for ranks in steps) and any({"one", "clip"} not in ranks for ranks in steps)
+
+
+def compare(values, stage, alone, folder, each=1):
+    """Train alone and as two processes that take ``each`` samples per step; what the two saw."""
     pytest.importorskip("deepspeed")
-    values = values | {"optim": {"steps": 4, "batch_size": 2, "lr": 1e-3}}
+    values = values | {"optim": {"steps": 4, "batch_size": 2 * each, "lr": 1e-3}}
     one, seen_alone = alone(values | {"gradient_checkpointing": False})
-    values |= {"optim": values["optim"] | {"batch_size": 1}, "deepspeed": zero(stage, folder)}
+    values |= {"optim": values["optim"] | {"batch_size": each}, "deepspeed": zero(stage, folder)}
     two = folder / "two"
-    first, second = start(values, two, 2)
-    together = [uid for pair in zip(first, second) for uid, _ in pair]
+    seen = [[uid for uid, _ in rank] for rank in start(values, two, 2)]
+    together = [uid for i in range(0, len(seen[0]), each) for rank in seen for uid in rank[i : i + each]]
     assert together[:8] == [uid for uid, _ in seen_alone][:8]
-    assert all(a.startswith("talk") != b.startswith("talk") for (a, _), (b, _) in zip(first, second))
     for key in ("loss", "grad_norm", *(["router_grad_norm"] if values["method"] == MOD else [])):
         assert len(logged(one, key)) == 4
-        assert logged(two, key) == pytest.approx(logged(one, key), rel=1e-4)
+        assert logged(two, key) == pytest.approx(logged(one, key), rel=1e-4), key
+    return seen
