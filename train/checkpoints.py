@@ -1,11 +1,16 @@
 """Checkpoints that are whole or not there: written in a folder of their own, moved into place, and only then rotated."""
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from vtskip.errors import CheckpointError, one_line
 
 STAGE = ".saving"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -19,6 +24,23 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def state_of(checkpoint: Path, rank: int) -> Path:
+    """The file in which a process keeps what transformers' checkpoints leave out, see ``vtskip.train.state``."""
+    return checkpoint / f"run_state_{rank}.safetensors"
+
+
+def processes_of(checkpoint: Path) -> int | None:
+    """How many processes wrote it; None where nothing tells. Raises CheckpointError for a damaged file."""
+    path = state_of(checkpoint, 0)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads(file.metadata()["trainer"])["world"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(f"{path}: cannot be read ({one_line(e)}); --resume an earlier checkpoint") from None
 
 
 def empty_stage(out: Path) -> Path:

@@ -1,6 +1,7 @@
 """Where a run starts: anew, or from a checkpoint of the very same run; and what is left of a run that failed."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from vtskip._files import write_atomic
 from vtskip.config import read_yaml
 from vtskip.data.config import KINDS, OWN_KEYS, DataConfig
 from vtskip.errors import ConfigError, nearest
-from vtskip.train.checkpoints import STAGE, checkpoints
+from vtskip.train.checkpoints import STAGE, checkpoints, processes_of
 from vtskip.train.config import TrainConfig
 from vtskip.train.locks import LOCK_NAME
 from vtskip.train.options import BAD_BATCHES
@@ -74,6 +75,7 @@ def find_start(config: TrainConfig, resume: str | Path) -> Path | None:
             raise ConfigError(f"out {out}: not empty ({', '.join(held[:3])}), and {start} is of another run")
     if start is not None:
         check_same_run(config, start)
+        check_same_processes(start)
     return start
 
 
@@ -112,6 +114,20 @@ def check_same_run(config: TrainConfig, start: Path) -> None:
                 f"{path}: the run to resume has {key} {saved.get(key)!r}, this configuration {own.get(key)!r}; "
                 "accepted: other lengths and logging"
             )
+
+
+def check_same_processes(start: Path) -> None:
+    """Raises ConfigError where ``start`` was written by another number of processes: steps would be of other samples."""
+    before, now = processes_of(start), int(os.environ.get("WORLD_SIZE", 1))
+    if before not in (None, now):
+        raise ConfigError(
+            f"{start}: written by {count(before)}, and this run has {count(now)}, whose steps would be of other samples; "
+            f"resume with --nproc {before} (or a launcher's equal), or start a new run from the exported model"
+        )
+
+
+def count(processes: int | None) -> str:
+    return "1 process" if processes == 1 else f"{processes} processes"
 
 
 def leaves(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:

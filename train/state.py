@@ -10,14 +10,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vtskip._files import write_atomic
+from vtskip.train.checkpoints import state_of
 from vtskip.train.probe import Probe
 from vtskip.train.watch import Watcher
 
 KEPT = "probe."
-
-
-def name_of(rank: int) -> str:
-    return f"run_state_{rank}.safetensors"
 
 
 def save_state(folder: Path, rank: int, trainer: Any, watcher: Watcher, probe: Probe | None) -> None:
@@ -31,19 +28,17 @@ def save_state(folder: Path, rank: int, trainer: Any, watcher: Watcher, probe: P
     held: dict[str, Tensor] = {"loss": trainer._tr_loss.detach().cpu().reshape(1), **tensors}
     if probe is not None:
         held |= {f"{KEPT}{layer}": kept.contiguous() for layer, kept in probe.before.items()}
-    write_atomic(folder / name_of(rank), save(held, {"watch": json.dumps(numbers), "trainer": json.dumps(loss)}))
+    write_atomic(state_of(folder, rank), save(held, {"watch": json.dumps(numbers), "trainer": json.dumps(loss)}))
 
 
 def load_state(folder: Path, rank: int, trainer: Any, watcher: Watcher, probe: Probe | None) -> None:
-    """From a checkpoint; nothing to do where it was written by another number of processes, or by something else."""
-    path = folder / name_of(rank)
+    """From a checkpoint; nothing to do where something else wrote it."""
+    path = state_of(folder, rank)
     if not path.is_file():
         return
     with safe_open(path, framework="pt") as file:
         facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
-    if facts["trainer"]["world"] != trainer.args.world_size:
-        return
     with torch.no_grad():
         trainer._tr_loss += tensors.pop("loss").reshape(()).to(trainer._tr_loss.device)
     trainer._globalstep_last_logged = facts["trainer"]["last_logged"]

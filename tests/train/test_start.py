@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from vtskip.config import parse
-from vtskip.errors import ConfigError
+from vtskip.errors import CheckpointError, ConfigError
 from vtskip.train import TrainConfig
 from vtskip.train.start import CONFIG_NAME, as_yaml, find_start, write_config
 
@@ -94,6 +95,18 @@ def test_anything_else_is_named_with_both_values(values, begun, change, said):
 
     with pytest.raises(ConfigError, match=said):
         find_start(parse(TrainConfig, apply_overrides(values, [change], TrainConfig), "test"), "auto")
+
+
+def test_another_number_of_processes_is_refused(config, begun, monkeypatch):
+    for step in (5, 10):
+        save_file({}, begun / f"checkpoint-{step}" / "run_state_0.safetensors", {"trainer": '{"world": 2}'})
+    with pytest.raises(ConfigError, match=r"checkpoint-10: written by 2 processes, and this run has 1 .*--nproc 2"):
+        find_start(config, "auto")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert find_start(config, "auto") == begun / "checkpoint-10"
+    (begun / "checkpoint-10" / "run_state_0.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"checkpoint-10/run_state_0.safetensors: cannot be read"):
+        find_start(config, "auto")
 
 
 def test_what_is_written_can_be_run_again(values, config):

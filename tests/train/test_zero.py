@@ -94,6 +94,8 @@ def test_stage_3_goes_on_where_it_was_interrupted(values, tmp_path):
         assert all(torch.equal(found[k], expected[k]) for k in expected)
     assert logged(folder, "loss") == losses
     with pytest.raises(AssertionError, match=r"ConfigError.*checkpoint-4: all 4 steps are done"):
+        start(values, folder, 2, resume=True)
+    with pytest.raises(AssertionError, match=r"ConfigError.*checkpoint-4: written by 2 processes, and this run has 1"):
         start(values, folder, 1, resume=True)
 
 
