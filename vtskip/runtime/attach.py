@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from vtskip.errors import ConfigError, ModelError
-from vtskip.models.cls_attention import watch_cls
+from vtskip.models.cls_attention import KINDS, watch_cls
 from vtskip.models.families import decoder_of, family_of, shape_of, unwrap
 from vtskip.models.labelled import IGNORED
 from vtskip.models.layers import check_layers, parts_of
 from vtskip.models.sharding import elsewhere
-from vtskip.plan import MOVABLE, VIT_CLS, DecoderShape, LayerPlan, Planner, RowMap
+from vtskip.models.views import watch_views
+from vtskip.plan import MOVABLE, VIEWS, DecoderShape, LayerPlan, Planner, RowMap
 from vtskip.runtime.asked import asked_hooks
+from vtskip.runtime.carried import hands_on
 from vtskip.runtime.checkpoints import hand_back, take_over
 from vtskip.runtime.execution import Execution
 from vtskip.runtime.forwards import found, is_in, put_in, router_device, take_out
@@ -119,8 +121,11 @@ class Handle:
             )
         if MOVABLE in needs and bucket is not None:
             raise ModelError(f"{method.name} moves rows by the exact sizes of the images; attach it without a bucket")
-        if VIT_CLS in needs:
-            self._hooks = watch_cls(base, family, model.config, self.state, method.name)
+        for kind in KINDS:
+            if kind in needs:
+                self._hooks += watch_cls(base, family, model.config, self.state, method.name, kind)
+        if VIEWS in needs and family is not None and family.views is not None:
+            self._hooks += watch_views(base, family)
         self.lossless = self.state.packs = lossless and bucket is None
         self._unread = unread_of(planners)
         if self.lossless:  # padding is left out by every layer, and by some those rows that nothing reads later
@@ -284,6 +289,8 @@ def check_intact(handle: Handle, module: nn.Module, args: Any, kwargs: Any) -> N
                 "removed hook?); apply such patches first and attach last"
             )
         take_over(layer)
+    if not torch.compiler.is_compiling():
+        hands_on(handle._layers, handle.state.packs)
     if handle._routers() != handle._distinct:
         raise ModelError(
             "layers that shared one router no longer do (PEFT's modules_to_save copies it for the first of them alone); "

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from vtskip.runtime.carried import whole
+
 IN_CALL = "__call__" in vars(GradientCheckpointingLayer)
 FUNCTION = "_gradient_checkpointing_func"
 
@@ -49,7 +51,7 @@ def checkpointing(layer: nn.Module) -> bool:
 
 def checkpointed(layer: nn.Module, body: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
     """Run ``body`` under the layer's gradient checkpointing, as its class forward would."""
-    return checkpoint_of(layer)(body, *tensors) if checkpointing(layer) else body(*tensors)
+    return checkpoint_of(layer)(body, *map(whole, tensors)) if checkpointing(layer) else body(*tensors)
 
 
 def own_forward(layer: nn.Module, forward: Callable[..., Tensor], hidden_states: Tensor, kwargs: dict[str, Any]) -> Any:

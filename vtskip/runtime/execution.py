@@ -21,6 +21,7 @@ from vtskip.plan import LayerPlan, RowMap, RowSet
 from vtskip.rowset import on_device
 from vtskip.runtime.attention import KV, attended, project_kv, query_heads, rotate
 from vtskip.runtime.cache import Sink, append, cache_layer, is_static, skip_layer
+from vtskip.runtime.carried import Carried, quiet, rest_of, whole
 from vtskip.runtime.checkpoints import checkpointed, checkpointing
 from vtskip.runtime.keys import Keys
 from vtskip.runtime.layout import Layout
@@ -83,6 +84,11 @@ class Execution:
         return rows if self.past or is_static(self.stored) else packed
 
     def run(self, x: Tensor) -> Tensor:
+        """``[B, S, hidden]`` after the layer; :class:`Carried` where the next layer may want the rows as they lie here."""
+        out = self.seam(x)
+        return out if self.layer.vtskip.runtime.hands_on else whole(out)
+
+    def seam(self, x: Tensor) -> Tensor:
         plan, body, free = self.plan, self.query, not (self.packs or self.alike)
         if free and plan.one_set:
             if self.rows.is_all(plan.attend) and plan.cache is plan.attend and not self.compact:
@@ -203,7 +209,7 @@ class Execution:
         """``x`` with ``ys`` where ``xs`` came from, weighed by the row gain: there alone, or on the others as well."""
         plan = self.plan
         if gain is None:
-            return rows.write(x, ys, xs)
+            return Carried(rows, ys, rest_of(x, rows)) if self.carries(rows) else rows.write(x, ys, xs)
         everywhere = plan.gain_on == "output" and (plan.gain_skipped or not plan.one_set)
         if self.fused and not everywhere:
             return rows.update(x, ys, rows.take(gain), "write" if plan.gain_on == "output" else "blend")
@@ -212,6 +218,13 @@ class Execution:
             base = scaled(x, gain).contiguous()
             return rows.put_(base, ys if rows.ok is None else rows.kept(ys, rows.take(base)))
         return rows.write(x, ys, xs)
+
+    def carries(self, rows: Layout) -> bool:
+        """Whether ``rows`` may travel to the next layer as they lie here. Compiled graphs keep tensors of one kind, and a
+        checkpoint's borders the whole stream. Hooks are looked at late: transformers adds some while a model runs."""
+        if not self.layer.vtskip.runtime.hands_on or rows.ok is not None or torch.compiler.is_compiling():
+            return False
+        return not checkpointing(self.layer) and quiet(self.layer)
 
     def ffn_delta(self, x: Tensor, gain: Tensor | None) -> Tensor:
         return scaled(self.norm("ffn_out", self.layer.mlp(self.norm("ffn_in", x))), gain)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vtskip.kernels import dispatch
 from vtskip.models.norms import rms_of
 from vtskip.rowset import RowSet, lazy
+from vtskip.runtime.carried import Carried, rest_of
 
 
 class Layout:
@@ -40,6 +41,8 @@ class Layout:
 
     def take(self, t: Tensor) -> Tensor:
         """The rows of ``[B, S, ...]`` or of a shared ``[1, S, ...]``."""
+        if isinstance(t, Carried) and t.lies_in(self):
+            return t.packed
         index = self.columns if t.shape[0] == 1 else self.index
         return t.reshape(-1, *t.shape[2:]).index_select(0, index).view(*self.lead, *t.shape[2:])
 
@@ -53,7 +56,7 @@ class Layout:
     def take_normed(self, x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
         """The rows of ``x``, and the same after ``norm``."""
         rms = rms_of(norm, x.dtype) if self.fused else None
-        if rms is None:
+        if rms is None or (isinstance(x, Carried) and x.lies_in(self)):
             rows = self.take(x)
             return rows, norm(rows)
         rows, normed = dispatch.gather_norm(x.reshape(-1, x.shape[-1]), self.index, *rms)
@@ -71,6 +74,7 @@ class Layout:
 
     def write(self, base: Tensor, new: Tensor, old: Tensor) -> Tensor:
         """A copy of ``base`` with ``new`` in it; ``old`` is what these rows are there."""
+        base = rest_of(base, self)
         return self.update(base, new, None, "write") if self.fused else self.put(base, self.kept(new, old))
 
     def kept(self, new: Tensor, old: Tensor) -> Tensor:

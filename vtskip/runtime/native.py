@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vtskip.models.layers import PRE_NORM, LayerParts
 from vtskip.runtime import decode
 from vtskip.runtime.cache import cache_layer
+from vtskip.runtime.carried import whole
 from vtskip.runtime.checkpoints import own_forward
 from vtskip.runtime.frozen_tail import FrozenRun
 from vtskip.runtime.masks import StepMask, backend, window_of
@@ -31,6 +32,7 @@ class LayerRuntime:
         arg_names: the class forward's parameters after ``hidden_states``, to call by keyword only.
         parts: names of the layer's norms. rotary: the decoder's rotary embedding.
         unread: what nothing reads of the layer's output, if only some logits are asked for.
+        hands_on: in this forward a patched layer comes next that reads what this one returns itself.
         frozen: the run of layers that this one makes K and V of frozen rows with, if it does.
     """
 
@@ -42,6 +44,7 @@ class LayerRuntime:
     rotary: nn.Module | None = None
     frozen: FrozenRun | None = None
     unread: Unread = "none"
+    hands_on: bool = False
 
 
 def native(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -53,6 +56,7 @@ def native(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -> T
 
 def text_step(layer: nn.Module, hidden_states: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """A step in which this layer runs every row: native, with a new mask only where the cache's slots need one."""
+    hidden_states = whole(hidden_states)
     stored = cache_layer(kwargs.get("past_key_values"), layer.vtskip.runtime.index)
     if not isinstance(stored, RowSlots) or not stored.ragged:
         return native(layer, hidden_states, kwargs)
