@@ -10,16 +10,8 @@ import transformers
 import vtskip
 from tests.methods_matrix import MATRIX
 from tests.tiny import FAMILIES
-from vtskip.model_card import (
-    BEGIN,
-    CARD_NAME,
-    PICTURE_NAME,
-    TEXT_ROWS,
-    VISION_ROWS,
-    kept_shares,
-    ranges,
-    reference_report,
-)
+from vtskip.estimate import Prompt, prefill_report
+from vtskip.model_card import BEGIN, CARD_NAME, PICTURE_NAME, kept_shares, ranges
 from vtskip.runtime.attach import attached
 
 TINY = FAMILIES["llava-llama"]
@@ -56,14 +48,13 @@ def test_every_method_has_a_card(tmp_path, row):
     """What the cost model says of the reference prompt is what a forward of that prompt does, or it says why not."""
     model = TINY.model(torch.float32)
     with vtskip.attach(model, row.spec) as handle, torch.no_grad():
-        expected = reference_report(handle)
+        expected = prefill_report(handle)
         card = saved(tmp_path, model=model)
         assert "## Cost" in card and all(0 <= share <= 1 for c in expected.layers for share in kept_shares(c))
         if "depends on the rows" in card:
-            assert row.spec["name"] in ("gamma_mod", "mindskip")
+            assert row.spec["name"] in ("gamma_mod", "mindskip") or row.name == "mod+skip_vision"
             return
-        vision = torch.zeros(1, TEXT_ROWS + VISION_ROWS, dtype=torch.bool)
-        vision[0, TEXT_ROWS // 2 : TEXT_ROWS // 2 + VISION_ROWS] = True
+        vision = torch.from_numpy(Prompt().vision)
         with handle.rows(vision):
             model(input_ids=torch.full(vision.shape, 7), logits_to_keep=1, use_cache=True)
         ran = handle.report()

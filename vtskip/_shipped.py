@@ -32,7 +32,7 @@ def find_shipped(name: str, kind: str | None = None) -> Path:
 def file_or_shipped(name: str | Path, kind: str) -> Path:
     """``name`` itself where there is such a file, else the shipped one of that kind."""
     path = Path(name)
-    if path.exists() or path.parent != Path() or path.suffix not in ("",):
+    if path.exists() or path.parent != Path() or path.suffix in (".yaml", ".yml", ".json"):
         return path
     return find_shipped(str(name), kind)
 

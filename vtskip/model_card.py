@@ -5,25 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from threading import get_ident
 from typing import Any, cast
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from vtskip._files import replacing, write_atomic
-from vtskip.cost import kv_row_bytes
-from vtskip.models.families import decoder_of
-from vtskip.plan import SCORES, VIT_CLS, RowMap
+from vtskip.estimate import Prompt, prefill_report
+from vtskip.methods.compose import methods_of
 from vtskip.runtime.attach import Handle
-from vtskip.runtime.report import LayerReport, Report, make_report
-from vtskip.runtime.stats import StepState
-from vtskip.runtime.unread import Asked, read_part
+from vtskip.runtime.report import LayerReport, Report
 
 CARD_NAME, PICTURE_NAME = "README.md", "vtskip_plan.png"
 BEGIN, END = "<!-- vtskip: written by save_pretrained, down to the end mark -->", "<!-- vtskip: end -->"
-TEXT_ROWS, VISION_ROWS = 64, 576  # the reference prompt: LLaVA-1.5's image and a short question
 Shares = tuple[float, float, float]
 
 
@@ -58,50 +51,17 @@ def write_card(handle: Handle, config: dict[str, Any], folder: Path, name: str) 
 
 
 def what_ran(handle: Handle) -> tuple[Report, str]:
-    """The report of what ran, or of the reference prompt, and a sentence that says which."""
+    """The report of what ran, or of a prompt like LLaVA-1.5's, and a sentence that says which."""
     if handle.state.last_rows is not None:
         report = handle.report()
         return report, f"Both tables are measured; forwards since the method was attached: {report.forwards}."
-    report, other = reference_report(handle), reference_report(handle, seed=1)
-    said = f"Both tables are from the cost model, for one prompt of {TEXT_ROWS} text rows and an image of {VISION_ROWS} rows."
+    prompt = Prompt()
+    report, other = prefill_report(handle, prompt), prefill_report(handle, prompt, seed=1)
+    size = f"{prompt.text_rows} text rows and an image of {prompt.vision_rows} rows"
+    said = f"Both tables are from the cost model, for one prompt of {size}."
     if report != other:
         said += " How many rows this method keeps depends on the rows, which here are random."
     return report, said
-
-
-@torch.no_grad()
-def reference_report(handle: Handle, seed: int = 0) -> Report:
-    """Counts of one prefill of the reference prompt, from the method's own plans on random hidden states."""
-    length = TEXT_ROWS + VISION_ROWS
-    vision = np.zeros((1, length), bool)
-    vision[0, TEXT_ROWS // 2 : TEXT_ROWS // 2 + VISION_ROWS] = True
-    layers = decoder_of(handle.model)[0].layers
-    weight = next(layers[0].parameters())
-    rows, state = RowMap.build(vision, device=weight.device), StepState(every_step=handle.state.every_step)
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator).to(weight)
-
-    hidden = noise(1, length, handle.shape.hidden)
-    state.reset(handle.shape.layers)
-    state.asked = {get_ident(): Asked(1)} if handle.lossless else {}
-    state.begin(rows)
-    # Attention that only a real forward has: numbers of rows do not depend on it.
-    rows.memo |= {(SCORES, i): noise(1, length) for i in range(len(layers))} | {VIT_CLS: noise(1, length)}
-    for i, layer in enumerate(layers):
-        if hasattr(layer, "vtskip"):
-            planner = layer.vtskip
-            plan = part = planner(rows, hidden)
-            if handle.lossless and (unread := planner.runtime.unread) != "none":
-                part = read_part(plan, rows, unread, planner.compact, state.every_step)
-            state.record(i, plan, 0, ran=part)
-    state.finish(1, length, None)
-    state.logit_rows = 1
-    row_bytes = kv_row_bytes(handle.shape, weight.element_size())
-    state.kv_bytes = row_bytes * sum(count.cache for count in state.layers)
-    state.kv_bytes_dense = row_bytes * length * handle.shape.layers
-    return make_report(handle.method.name, handle.shape, state)
 
 
 def kept_shares(layer: LayerReport) -> Shares:
@@ -117,7 +77,8 @@ def front_matter(config: dict[str, Any]) -> str:
     lines = ["---", "library_name: vtskip"]
     if on_hub(config["base"]["name_or_path"]):
         lines.append(f"base_model: {config['base']['name_or_path']}")
-    return "\n".join([*lines, "tags:", "- vtskip", f"- {config['method']['name']}", "---", ""])
+    names = [config["method"]["name"], *(part["name"] for part in config["method"].get("methods", []))]
+    return "\n".join([*lines, "tags:", "- vtskip", *(f"- {name}" for name in dict.fromkeys(names)), "---", ""])
 
 
 def on_hub(name: str | None) -> bool:
@@ -130,16 +91,17 @@ def on_hub(name: str | None) -> bool:
 
 
 def about(handle: Handle, config: dict[str, Any]) -> list[str]:
-    method, base = handle.method, config["base"]
-    kind = cast(Any, type(method))
+    base = config["base"]
+    kinds = [cast(Any, type(method)) for method in methods_of(handle.method)]
     options = {k: v for k, v in config["method"].items() if k != "name"}
-    source = f" The method is {kind.paper}." if kind.paper else ""
+    said = [f"{first_line(kind)}{f' The method is {kind.paper}.' if kind.paper else ''}" for kind in kinds]
+    skipped = "; ".join(dict.fromkeys(kind.skips for kind in kinds if kind.skips)) or "nothing"
     name = base["name_or_path"] or "a model built in memory"
     at = f" at revision `{base['revision']}`" if base["revision"] else ""
-    trained = "trained parameters" if kind.trained else "no trained parameters"
+    trained = "trained parameters" if any(kind.trained for kind in kinds) else "no trained parameters"
     return [
-        f"# `{method.name}` for {base['model_class']}",
-        f"{first_line(kind)}{source} Skipped: {kind.skips or 'nothing'}. It holds {trained} and belongs to "
+        f"# {' + '.join(f'`{method.name}`' for method in methods_of(handle.method))} for {base['model_class']}",
+        f"{' '.join(said)} Skipped: {skipped}. It holds {trained} and belongs to "
         f"{f'`{name}`' if base['name_or_path'] else name}{at} ({base['layers']} layers, hidden size {base['hidden']}).",
         "```json\n" + json.dumps(options, indent=2) + "\n```",
     ]

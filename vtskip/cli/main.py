@@ -27,6 +27,7 @@ COMMANDS = (
         "eval",
         "report",
         "bench",
+        "cost",
     ),
     "sweep",
 )
