@@ -1,11 +1,14 @@
 """Scoring vision rows and keeping the best of each group."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from vtskip.plan import Rounding, RowMap
 
 _MASK63 = (1 << 63) - 1
+AlwaysKeep = Literal["none", "first", "last"]
 
 
 class Router(nn.Module):
@@ -45,6 +48,14 @@ def group_ranks(score: Tensor, group: Tensor) -> Tensor:
     return torch.empty_like(rank).scatter_(1, order, rank)
 
 
+def favour(score: Tensor, rows: RowMap, which: AlwaysKeep) -> Tensor:
+    """``score`` with the first or last row of every group put before all others."""
+    if which == "none":
+        return score
+    place = rows.offset == (0 if which == "first" else rows.group_size - 1)
+    return score.masked_fill(place & rows.vision, torch.inf)
+
+
 def evenly_per_group(rows: RowMap, keep: float) -> Tensor:
     """``[B, S]`` bool: rows at equal distances inside each group, the first one included."""
     kept = rows.group_keep(keep)
@@ -58,3 +69,9 @@ def position_noise(position: Tensor, seed: int) -> Tensor:
         x = (x ^ ((x >> shift) & (_MASK63 >> (shift - 1)))) * factor
     x = x ^ ((x >> 31) & (_MASK63 >> 30))
     return (x & ((1 << 53) - 1)).double() / (1 << 53)
+
+
+def gumbel_noise(position: Tensor, seed: int) -> Tensor:
+    """Standard Gumbel noise per content position and seed: the best k of ``logits + noise`` are k draws without replacement
+    from ``softmax(logits)`` (Gumbel-top-k, arXiv 1903.06059). The same when a step is recomputed, on any device."""
+    return -(-(position_noise(position, seed) + 2.0**-54).log()).log()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vtskip.methods.base import LayerPlanner, Method
 from vtskip.plan import DecoderShape, LayerPlan, RowMap
-from vtskip.routers import evenly_per_group, position_noise, topk_per_group
+from vtskip.routers import AlwaysKeep, evenly_per_group, favour, position_noise, topk_per_group
 from vtskip.schedules import Interleaved, Keep, Schedule
 
 
@@ -15,7 +15,7 @@ class Random(Method):
     """The same number of rows per frame as ``mod``, drawn at random without replacement.
 
     The draw is a pure function of seed, layer and content position: the same in any batch, chunking or rerun. (VideoLLM-MoD's
-    own random rows keep tokens of the first frame only; these do not.)
+    own random rows keep tokens of the first frame only; these do not.) ``always_keep`` is that of ``mod``.
     """
 
     skips: ClassVar[str] = "attention, FFN and KV of random rows, per frame, in every other layer"
@@ -23,44 +23,52 @@ class Random(Method):
     name: Literal["random"] = "random"
     keep: Keep = 0.2
     schedule: Schedule = Interleaved()
+    always_keep: AlwaysKeep = "none"
     seed: int = 0
 
     def planner(self, layer: int, shape: DecoderShape) -> LayerPlanner | None:
         keep = self.schedule.resolve(shape.layers, self.keep)[layer]
-        return None if keep is None else RandomPlanner(keep, seed=self.seed * 1000 + layer)
+        return None if keep is None else RandomPlanner(keep, self.seed * 1000 + layer, self.always_keep)
 
 
 class RandomPlanner(LayerPlanner):
-    def __init__(self, keep: float, seed: int):
+    def __init__(self, keep: float, seed: int, always_keep: AlwaysKeep = "none"):
         super().__init__()
-        self.keep, self.seed = keep, seed
+        self.keep, self.seed, self.always_keep = keep, seed, always_keep
 
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
-        kept = topk_per_group(position_noise(rows.position, self.seed), rows, self.keep)
+        noise = position_noise(rows.position, self.seed)
+        kept = topk_per_group(favour(noise, rows, self.always_keep), rows, self.keep)
         return LayerPlan.of(rows.text_and(kept, rows.kept_counts(self.keep)))
 
 
 class Uniform(Method):
-    """The same number of rows per frame as ``mod``, at equal distances inside the frame."""
+    """The same number of rows per frame as ``mod``, at equal distances inside the frame.
+
+    With ``always_keep: last`` the last row takes the place of the last of these; the first is always among them.
+    """
 
     skips: ClassVar[str] = "attention, FFN and KV of evenly spaced rows, per frame, in every other layer"
 
     name: Literal["uniform"] = "uniform"
     keep: Keep = 0.2
     schedule: Schedule = Interleaved()
+    always_keep: AlwaysKeep = "none"
 
     def planner(self, layer: int, shape: DecoderShape) -> LayerPlanner | None:
         keep = self.schedule.resolve(shape.layers, self.keep)[layer]
-        return None if keep is None else UniformPlanner(keep)
+        return None if keep is None else UniformPlanner(keep, self.always_keep)
 
 
 class UniformPlanner(LayerPlanner):
-    def __init__(self, keep: float):
+    def __init__(self, keep: float, always_keep: AlwaysKeep = "none"):
         super().__init__()
-        self.keep = keep
+        self.keep, self.always_keep = keep, always_keep
 
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
         kept = evenly_per_group(rows, self.keep)
+        if self.always_keep != "none":
+            kept = topk_per_group(favour(kept.float(), rows, self.always_keep), rows, self.keep)
         return LayerPlan.of(rows.text_and(kept, rows.kept_counts(self.keep)))
 
 
