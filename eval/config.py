@@ -1,6 +1,6 @@
 """Configuration of an evaluation run."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -56,6 +56,8 @@ class EvalConfig(StrictModel):
             step in view, without a model.
         random_checkpoint: a model that was trained with random rows at the same counts: what a router has to beat. ``random``
             alone shows how much a model suffers that was trained with other rows.
+        checkpoints: further rows, by a name of one's own: the folder of another model, which runs as it was saved, with its own
+            method and its own grid of patches, on frames of the same size.
         prior_split: split that the answers of ``majority`` and ``bigram`` are counted in.
         threshold: of the evaluation; 0 is plain argmax, as in published numbers.
         continuation: which frames follow a silent turn: the published code's window or the ``exact`` next frames.
@@ -79,6 +81,7 @@ class EvalConfig(StrictModel):
     method: MethodSpec | None = None
     rows: tuple[Row, ...] = ("blind",)
     random_checkpoint: str | None = None
+    checkpoints: dict[str, str] = {}
     prior_split: str = "train"
     threshold: Probability = 0.0
     continuation: Literal["reference", "exact"] = "reference"
@@ -98,6 +101,8 @@ class EvalConfig(StrictModel):
     def _has_data(self) -> "EvalConfig":
         if "random_trained" in self.rows and self.random_checkpoint is None:
             raise ValueError("row 'random_trained' needs 'random_checkpoint', a model trained with random rows")
+        if taken := sorted({*self.checkpoints} & {"model", *get_args(Row)}):
+            raise ValueError(f"checkpoints: {taken[0]!r} is a row already; accepted: any other name")
         if self.data is None and not (self.tasks and all("kind" in run.data for run in self.runs)):
             raise ValueError("'data' is missing, and not every task has a data section with a 'kind' of its own")
         return self

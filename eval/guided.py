@@ -15,30 +15,34 @@ from torch import Tensor
 
 from vtskip.methods.base import LayerPlanner, Method
 from vtskip.plan import DecoderShape, LayerPlan, RowMap
-from vtskip.routers import topk_per_group
+from vtskip.routers import AlwaysKeep, favour, topk_per_group
 from vtskip.schedules import Keep, Schedule
 
 
 class Guided(Method):
-    """Per frame the ``keep`` rows of the highest given score, in the layers of ``schedule``. ``seed``: of what fills up."""
+    """Per frame the ``keep`` rows of the highest given score, in the layers of ``schedule``. ``seed``: of what fills up.
+
+    ``always_keep``: the row that has a place of its own, as in ``mod``.
+    """
 
     name: Literal["guided"] = "guided"
     by: Literal["motion", "oracle", "anti_oracle"] = "motion"
     keep: Keep
     schedule: Schedule
+    always_keep: AlwaysKeep = "none"
     seed: int = 0
 
     def planner(self, layer: int, shape: DecoderShape) -> LayerPlanner | None:
         keep = self.schedule.resolve(shape.layers, self.keep)[layer]
-        return None if keep is None else GuidedPlanner(keep)
+        return None if keep is None else GuidedPlanner(keep, self.always_keep)
 
 
 class GuidedPlanner(LayerPlanner):
     """``given``: scores ``[frames, rows]`` of each question of a batch, whose beams have the same ones."""
 
-    def __init__(self, keep: float):
+    def __init__(self, keep: float, always_keep: AlwaysKeep = "none"):
         super().__init__()
-        self.keep = keep
+        self.keep, self.always_keep = keep, always_keep
         self.given: Sequence[Tensor] = ()
 
     def forward(self, rows: RowMap, hidden: Tensor) -> LayerPlan:
@@ -46,7 +50,7 @@ class GuidedPlanner(LayerPlanner):
         if self.given:
             beams = len(rows.sizes) // len(self.given)
             score[rows.vision] = torch.cat([own.flatten().to(score) for own in self.given for _ in range(beams)])
-        kept = topk_per_group(score, rows, self.keep)
+        kept = topk_per_group(favour(score, rows, self.always_keep), rows, self.keep)
         return LayerPlan.of(rows.text_and(kept, rows.kept_counts(self.keep)))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vtskip.data.files import read_json
 from vtskip.errors import ConfigError
 from vtskip.eval.guided import Guided
 from vtskip.eval.subject import Prompt, StreamSubject
@@ -17,6 +18,7 @@ from vtskip.template import StreamTemplate
 
 PRIORS = ("majority", "bigram")  # rows that answer without a model
 ORACLES = ("oracle", "anti_oracle")  # rows that are told which areas matter
+COUNTS = ("keep", "schedule", "always_keep")  # what a control has in common with the method it is compared with
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def row_method(row: str, method: Method, seed: int) -> Method:
     values = method.model_dump()
     if not {"keep", "schedule"} <= values.keys():
         raise ConfigError(f"rows: {row!r} needs a method with keep and schedule to match, not {method.name!r}")
-    counts = {"keep": values["keep"], "schedule": values["schedule"]}
+    counts = {key: values[key] for key in COUNTS if key in values}
     if row in ("motion", *ORACLES):
         return Guided(by=row, seed=seed, **counts)
     return get_method({"name": row} | counts | ({"seed": seed} if row == "random" else {}))
@@ -87,6 +89,15 @@ def trained_row(name: str, folder: str, like: Method) -> RowPlan:
     return RowPlan(name, method, model=folder)
 
 
+def saved_row(name: str, folder: str, pool: list[int] | None) -> RowPlan:
+    """A row of the checkpoint in ``folder`` as it was saved. ``pool``: the model's grid; another one is the row's own."""
+    path = Path(folder)
+    saved = (path / CONFIG_NAME).is_file()
+    method = saved_method(read_config(path), path / CONFIG_NAME) if saved else get_method("dense")
+    own = read_json(path / "config.json").get("pool")
+    return RowPlan(name, method, None if own in (None, pool) else (own[0], own[1]), folder)
+
+
 def _counts(method: Method) -> tuple[Any, Any]:
     values = method.model_dump(mode="json")
     return values.get("keep"), values.get("schedule")
@@ -98,8 +109,12 @@ def plan_rows(
     seed: int,
     example: Prompt | None,
     random_checkpoint: str | None = None,
+    checkpoints: Mapping[str, str] | None = None,
 ) -> Mapping[str, RowPlan]:
-    """The model and the rows ``names``. ``example``: a whole conversation on which ``downsample`` finds its grid."""
+    """The model, the rows ``names``, and those of other ``checkpoints``.
+
+    ``example``: a whole conversation on which ``downsample`` finds its grid.
+    """
     own = checkpoint.method
     plan = {"model": RowPlan("model", own)}
     for name in names:
@@ -109,7 +124,8 @@ def plan_rows(
         method = row_method(name, own, seed)
         pool = equal_cost_grid(checkpoint, plan["model"], example) if name == "downsample" else None
         plan[name] = RowPlan(name, method, pool)
-    return plan
+    grid = checkpoint.model.config.pool
+    return plan | {name: saved_row(name, folder, grid) for name, folder in (checkpoints or {}).items()}
 
 
 def equal_cost_grid(checkpoint: StreamCheckpoint, model: RowPlan, example: Prompt | None) -> tuple[int, int]:

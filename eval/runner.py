@@ -106,7 +106,9 @@ class Evaluation:
         self.skip = config.on_error == "skip"
         example = self._example() if "downsample" in config.rows else None
         asked = [name for name in config.rows if name not in PRIORS]
-        self.plan: Mapping[str, RowPlan] = plan_rows(asked, checkpoint, config.seed, example, config.random_checkpoint)
+        self.plan: Mapping[str, RowPlan] = plan_rows(
+            asked, checkpoint, config.seed, example, config.random_checkpoint, config.checkpoints
+        )
         self.priors = [name for name in config.rows if name in PRIORS]
         for name in self.priors:
             if not any(has_prior(name, s.task.evaluator, s.data.task) for s in sets):
@@ -117,7 +119,7 @@ class Evaluation:
         for name in sorted({*config.rows} & {*ORACLES}):
             if not any(has_areas(s.data) for s in sets):
                 raise ConfigError(f"rows: {name!r} needs clips whose areas are known; accepted: data of kind synthetic")
-        models = [config.model, *filter(None, [config.random_checkpoint])]
+        models = [config.model, *filter(None, [config.random_checkpoint]), *config.checkpoints.values()]
         run = fingerprint(settings, models, (s for part in sets for s in part.samples))
         self.journal = Journal(None if config.out is None else Path(config.out), run, shard.rank)
         self._take_over()
@@ -173,10 +175,12 @@ class Evaluation:
             return self.checkpoint
         config, own = self.config, self.checkpoint.model.config
         other = load_stream(row.model, self.shard.device(config.device), config.dtype)
-        for key in ("image_size", "pool", "cls_token"):
+        named = row.name in config.checkpoints
+        for key in ("image_size",) if named else ("image_size", "pool", "cls_token"):
             if getattr(other.model.config, key) != getattr(own, key):
                 facts = f"{getattr(other.model.config, key)}; accepted: that of the model, {getattr(own, key)}"
-                raise ConfigError(f"random_checkpoint {row.model}: {key} {facts}")
+                where = f"checkpoints.{row.name}" if named else "random_checkpoint"
+                raise ConfigError(f"{where} {row.model}: {key} {facts}")
         return other
 
     def _row(self, row: str, answers: Callable[[TaskSet], Answer | None]) -> None:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from vtskip.kernels import reference
-from vtskip.plan import RowMap, rows_to_keep
+from vtskip.methods.baselines import Random, Uniform
+from vtskip.plan import DecoderShape, RowMap, rows_to_keep
 from vtskip.routers import Router, evenly_per_group, group_ranks, position_noise, topk_per_group
 
 
@@ -95,3 +96,17 @@ def test_routers_of_two_outputs_and_without_bias():
     router, hidden = Router(4, outputs=2, bias=False), torch.randn(1, 3, 4).bfloat16()
     assert [n for n, _ in router.named_parameters()] == ["weight"] and router.weight.shape == (2, 4)
     assert torch.equal(router(hidden), hidden.float() @ router.weight.T)
+
+
+@pytest.mark.parametrize("method", [Random, Uniform])
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_controls_give_the_same_row_a_place_as_the_method_does(method, which):
+    rows = ragged()
+    shape = DecoderShape(layers=4, hidden=8, ffn=16, heads=2, kv_heads=2, head_dim=4, vocab=9)
+    hidden = torch.zeros(2, 40, 8)
+    free = method(keep=0.4).planner(1, shape)(rows, hidden).attend.mask
+    held = method(keep=0.4, always_keep=which).planner(1, shape)(rows, hidden).attend.mask
+    place = rows.offset == (0 if which == "first" else rows.group_size - 1)
+    assert held[place & rows.vision].all()
+    assert torch.equal(held.sum(1), free.sum(1))
+    assert not torch.equal(held, free) or (method is Uniform and which == "first")

@@ -69,3 +69,9 @@ def position_noise(position: Tensor, seed: int) -> Tensor:
         x = (x ^ ((x >> shift) & (_MASK63 >> (shift - 1)))) * factor
     x = x ^ ((x >> 31) & (_MASK63 >> 30))
     return (x & ((1 << 53) - 1)).double() / (1 << 53)
+
+
+def gumbel_noise(position: Tensor, seed: int) -> Tensor:
+    """Standard Gumbel noise per content position and seed: the best k of ``logits + noise`` are k draws without replacement
+    from ``softmax(logits)`` (Gumbel-top-k, arXiv 1903.06059). The same when a step is recomputed, on any device."""
+    return -(-(position_noise(position, seed) + 2.0**-54).log()).log()

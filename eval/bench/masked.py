@@ -53,7 +53,9 @@ def masked_layer(layer: Any, planner: nn.Module, rows: RowMap, x: Tensor, **kwar
         return value if name is None else getattr(layer, name)(value)
 
     normed = norm(norms.attn_in, x)
-    seen = (x, getattr(layer, norms.attn_in)) if planner.sees == "both" else (normed if planner.sees == "normed" else x,)
+    seen = (
+        (x, getattr(layer, norms.attn_in)) if planner.sees == "both" else (normed if planner.sees == "normed" else x,)
+    )
     plan = planner(rows, *seen)
     if plan.score or plan.edit is not None:
         raise ConfigError(_NOT)

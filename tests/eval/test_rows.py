@@ -179,3 +179,29 @@ def test_a_model_trained_with_random_rows_stands_beside_the_untrained_ones(eval_
     ):
         with pytest.raises(ConfigError, match=words):
             run(parse(EvalConfig, values | change, "test"))
+
+
+def test_other_checkpoints_run_as_they_were_saved(eval_config, checkpoint, copied):
+    from vtskip.models.streaming_llava import StreamingLlava
+    from vtskip.saving import save_pretrained
+
+    other = load_stream(checkpoint, "cpu")
+    other.use({"name": "random", "keep": 0.4})
+    other.model.config.pool = [1, 2]
+    other.model.save_pretrained(copied)
+    save_pretrained(other.model, copied)
+    values = eval_config | {"rows": ["blind"], "checkpoints": {"coarse": str(copied)}, "live_clips": 0}
+    record = run(parse(EvalConfig, values, "test"))
+    row, methods = record["cost"]["coarse"], record["methods"]
+    assert methods["coarse"] == methods["coarse"] | {"name": "random", "pool": [1, 2], "model": str(copied)}
+    assert row["flops_full"] < record["cost"]["model"]["flops_full"]
+    assert row["flops_full_dense"] == record["cost"]["model"]["flops_full_dense"], (
+        "against dense on the model's own grid"
+    )
+    with pytest.raises(ConfigError, match="'dense' is a row already"):
+        parse(EvalConfig, values | {"checkpoints": {"dense": str(copied)}}, "test")
+    config = other.model.config
+    config.vision, config.image_size = config.vision | {"image_size": 48}, 48
+    StreamingLlava(config).save_pretrained(copied)
+    with pytest.raises(ConfigError, match=r"checkpoints\.coarse .*image_size 48; accepted: that of the model"):
+        run(parse(EvalConfig, values, "test"))
