@@ -175,7 +175,7 @@ class RowMap:
         else:
             vision, sizes = self.vision & live.mask, live.sizes
             group = self.group.masked_fill(~vision, -1)
-            if sizes is None:
+            if sizes is None or [*map(len, sizes)] != [*map(len, self.sizes)]:  # told of a view in which they are one
                 counts = [n - text for n, text in zip(live.counts, self.text_counts)]
                 group, sizes = vision.long() - 1, tuple((n,) if n else () for n in counts)
             rank = vision.long().cumsum(1) - 1

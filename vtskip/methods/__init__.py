@@ -56,6 +56,10 @@ def get_method(spec: Method | dict[str, Any] | str | Path | Sequence[Any]) -> Me
         spec = {"name": spec}
     if isinstance(spec, list | tuple):
         spec = {"name": "compose", "methods": list(spec)}
+    if not isinstance(spec, dict | str | Path):
+        raise ConfigError(
+            f"method {spec!r}: accepted: a mapping with 'name', a name, the path of a YAML file, or a list of such"
+        )
     source = "method" if isinstance(spec, dict) else str(spec)
     values = dict(spec) if isinstance(spec, dict) else read_yaml(spec)
     name = values.get("name")
