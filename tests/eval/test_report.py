@@ -86,11 +86,18 @@ def test_a_known_ceiling_is_what_rows_are_measured_by(folders):
     entries = [e for e in table(runs) if e["task"] == "coin_next"]
     value = entries[0]["scores"]["strict"]["accuracy"]["value"]
     for entry in entries:
-        entry["block"] = entry["block"] | {"ceiling": {"best": 0.8, "blind": 0.2}}
+        entry["block"] = entry["block"] | {"ceilings": {"strict/accuracy": {"best": 0.8, "blind": 0.2}}}
     lines = markdown(runs, entries).splitlines()
-    assert lines[2].endswith("; ceiling 0.800, without seeing 0.200")
+    assert lines[2].endswith("; ceiling of `strict/accuracy` 0.800, without seeing 0.200")
     assert [c.strip() for c in lines[4].strip("|").split("|")][:3] == ["row", "strict/accuracy", "of ceiling"]
     assert lines[6].split("|")[3].strip() == f"{value / 0.8:.3f}"
+    for entry in entries:  # of a metric that does not come first, beside that metric; and where there is nothing to see
+        entry["block"] = entry["block"] | {"ceilings": {"reference/accuracy": {"best": 0.8, "blind": 0.79}}}
+    lines = markdown(runs, entries, "dense").splitlines()
+    assert lines[2].endswith("; ceiling of `reference/accuracy` 0.800, without seeing 0.790: the pictures do not tell")
+    names = [c.strip() for c in lines[4].strip("|").split("|")][1:5]
+    assert names == ["strict/accuracy", "strict/accuracy less dense", "reference/accuracy", "of ceiling"]
+    assert all(line.count("|") == lines[4].count("|") for line in lines[5:9])
 
 
 def test_cells():
