@@ -15,6 +15,7 @@ from vtskip.methods.compose import Compose
 from vtskip.methods.dense import Dense
 from vtskip.methods.fastv import FastV
 from vtskip.methods.gamma_mod import GammaMod
+from vtskip.methods.globalcom2 import GlobalCom2
 from vtskip.methods.mindskip import MindSkip
 from vtskip.methods.mod import Mod
 from vtskip.methods.pmod import PMod
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     "fastv": FastV,
     "pyramid_drop": PyramidDrop,
     "aim": AIM,
+    "globalcom2": GlobalCom2,
     "skip_ffn": SkipFFN,
     "skip_vision": SkipVision,
     "random": Random,

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from vtskip.errors import ModelError
 from vtskip.kernels.dispatch import ranker
-from vtskip.models.cls_attention import of_features
+from vtskip.models.cls_attention import KINDS, of_features
 from vtskip.models.families import Family
 from vtskip.models.sharding import same_modules
-from vtskip.plan import RowMap, run_lengths
+from vtskip.plan import RowMap, View, run_lengths
 from vtskip.runtime.stats import StepState
 
 NO_ROWS = (
@@ -25,6 +25,7 @@ NO_ROWS = (
 )
 
 
+Views = tuple[tuple[View | None, ...], ...]
 COMPLETE = "complete"  # key of RowMap.memo: no row of this forward or of those before it is padding
 
 
@@ -81,7 +82,8 @@ class RowReader:
         state.uniform = same_modules(module)
         state.plain, state.attentions = self.plain(inputs), self.attentions(inputs)
         state.begin(self.read_text(inputs) if rows is None else rows)
-        state.vit_cls = of_features(inputs)
+        for kind in KINDS:
+            setattr(state, kind, of_features(inputs, kind))
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self.state.leave():
@@ -122,13 +124,15 @@ class RowReader:
             return None
         if not vision.any():
             return None
+        views = None if sizes is None or override is not None else self.views(inputs, sizes)
         mask = inputs.get("attention_mask")
         valid, past_rows, complete = _valid(mask, batch, length, cache)
         if valid is not None and sizes is not None and (vision & ~valid).any():
-            vision, sizes = without_hidden(vision, valid, sizes)
+            vision, sizes, views = without_hidden(vision, valid, sizes, views)
             if not vision.any():
                 return None
         rows = RowMap.build(vision, valid, sizes, past_rows, source.device)
+        rows.views = views
         rows.memo[COMPLETE] = complete
         return rows
 
@@ -143,6 +147,26 @@ class RowReader:
         if not planned and (valid is None or valid.all()):
             return None
         return RowMap.build(np.zeros((batch, length), bool), valid, None, past, source.device)
+
+    def views(self, inputs: dict[str, Any], sizes: list[list[int]]) -> Views | None:
+        """How the rows of each sample's images lie; None where the family has no tiles or nothing tells.
+
+        Beams and returned sequences share their sample's images, which features encoded beforehand name once.
+        """
+        family, pixels = self.family, inputs.get("image_sizes")
+        if family is None or family.views is None:
+            return None
+        known = getattr((inputs.get("mm_encoder_outputs") or {}).get("image"), "views", None)
+        found = known if pixels is None else family.views(pixels, self.config)
+        images = sum(map(len, sizes))
+        if not found or images % len(found):
+            return None
+        repeats, views, at = images // len(found), [], 0
+        for b, row in enumerate(sizes):
+            at -= len(row) if b % repeats else 0
+            views.append(tuple(found[at : at + len(row)]))
+            at += len(row)
+        return tuple(views)
 
     def attentions(self, inputs: dict[str, Any]) -> bool:
         """Whether the attention maps are asked for, which transformers takes from the attention modules' outputs."""
@@ -219,15 +243,19 @@ def reader_for(module: nn.Module, state: StepState, family: Family | None, confi
     return RowReader(state, family, config, names)
 
 
-def without_hidden(vision: np.ndarray, valid: np.ndarray, sizes: Any) -> tuple[np.ndarray, list[list[int]]]:
-    """Vision rows without the images or frames that the attention mask hides whole, and the sizes of the others.
+def without_hidden(
+    vision: np.ndarray, valid: np.ndarray, sizes: Any, views: Views | None = None
+) -> tuple[np.ndarray, list[list[int]], Views | None]:
+    """Vision rows without the images or frames that the attention mask hides whole, and the sizes and views of the others.
 
     Raises ModelError for one that is hidden in part.
     """
     left: list[list[int]] = []
-    for row, seen, groups in zip(vision, valid, sizes):
+    lie = []
+    for b, (row, seen, groups) in enumerate(zip(vision, valid, sizes)):
         shown = np.split(seen[row], np.cumsum(groups)[:-1]) if len(groups) else []
         if any(part.any() and not part.all() for part in shown):
             raise ModelError("the attention mask hides vision rows: an image or frame cannot be partly padding")
         left.append([int(size) for size, part in zip(groups, shown) if part.all()])
-    return vision & valid, left
+        lie.append(() if views is None else tuple(view for view, part in zip(views[b], shown) if part.all()))
+    return vision & valid, left, None if views is None else tuple(lie)

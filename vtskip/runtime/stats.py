@@ -70,7 +70,8 @@ class StepState:
         padding_read: the loss of the running forward reads rows of padding.
         uniform: every process has to call the same modules in this forward, whatever its rows.
         aux: auxiliary losses of the running forward.
-        vit_cls: ``[images, rows]`` attention of the vision tower's CLS token, of the images of the running forward.
+        vit_cls, vit_logits: ``[images, rows]`` attention of the vision tower's CLS token, of the images of the running
+            forward (a tile counts as one); after the softmax, and before it.
         running: layer -> (its plan, rows already cached, the samples that attend or None for all, the part of the plan that
             ran, whether packed, and whether attention was) of the current forward; ``plans`` of the last one with vision rows.
         owner: the thread whose forward is running, if one is.
@@ -87,6 +88,7 @@ class StepState:
     bucket: int | None = None
     aux: list[Tensor] = field(default_factory=list)
     vit_cls: Tensor | None = None
+    vit_logits: Tensor | None = None
     layers: list[LayerCount] = field(default_factory=list)
     dense: LayerCount = field(default_factory=LayerCount)
     text_rows: int = 0
@@ -146,7 +148,7 @@ class StepState:
 
     def begin(self, rows: RowMap | None) -> None:
         self.rows = rows
-        self.running, self.aux, self.vit_cls = {}, [], None
+        self.running, self.aux, self.vit_cls, self.vit_logits = {}, [], None, None
         asked = self.asked_here()
         self.padding_read = asked is not None and asked.padding
         if rows is not None and asked is not None and (asked.labelled is not None or not self.uniform):
