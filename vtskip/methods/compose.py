@@ -159,7 +159,8 @@ class ComposedPlanner(LayerPlanner):
 
 def largest(plan: LayerPlan) -> RowSet:
     """The rows that a plan lets into the layer: one of its sets holds the others."""
-    return max((plan.attend, plan.expose, plan.ffn), key=len)
+    attention = plan.attend if len(plan.attend) >= len(plan.expose) else plan.expose
+    return attention if len(attention) >= len(plan.ffn) else plan.ffn
 
 
 def view_of(rows: RowMap, whole: RowSet, notes: dict[Any, Any], place: str, keeps: bool) -> RowMap:
@@ -205,10 +206,11 @@ def agreed(first: LayerPlan, second: LayerPlan, whole: RowSet, cover: RowSet, ro
             return b
         if a is rows.text or b is rows.text:
             return rows.text
-        key = frozenset((id(a), id(b)))
-        if key not in known or known[key]["of"].get(id(a)) is not a or known[key]["of"].get(id(b)) is not b:
-            known[key] = {"of": {id(a): a, id(b): b}, "both": a.both(b)}  # the sets are held: an id stays theirs
-        return known[key]["both"]
+        for pair in known.values():
+            if (pair["a"] is a and pair["b"] is b) or (pair["a"] is b and pair["b"] is a):
+                return pair["both"]
+        known[len(known)] = {"a": a, "b": b, "both": a.both(b)}
+        return known[len(known) - 1]["both"]
 
     sets = {name: meet(getattr(first, name), getattr(second, name)) for name in SETS}
     aux = second.aux if first.aux is None else first.aux if second.aux is None else first.aux + second.aux
