@@ -31,6 +31,12 @@ def _encoded(modality: str, inputs: dict[str, Any]) -> Any:
     return (inputs.get("mm_encoder_outputs") or {}).get(modality)
 
 
+def cut_up(modality: str, inputs: dict[str, Any]) -> bool:
+    """Whether the encoded features are those of a chunk of a prefill: one item, with parts of any images."""
+    encoded = _encoded(modality, inputs)
+    return encoded is not None and getattr(encoded, "last_hidden_state", None) is None
+
+
 def _encoded_sizes(modality: str, inputs: dict[str, Any]) -> Sizes:
     """Rows of each item of features that were encoded beforehand."""
     encoded = _encoded(modality, inputs)

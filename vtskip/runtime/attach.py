@@ -21,7 +21,8 @@ from vtskip.models.labelled import IGNORED
 from vtskip.models.layers import check_layers, parts_of
 from vtskip.models.sharding import elsewhere
 from vtskip.models.views import watch_views
-from vtskip.plan import MOVABLE, VIEWS, DecoderShape, LayerPlan, Planner, RowMap
+from vtskip.plan import ANSWERS, MOVABLE, VIEWS, DecoderShape, LayerPlan, Planner, RowMap
+from vtskip.runtime.answers import answer_hooks
 from vtskip.runtime.asked import asked_hooks
 from vtskip.runtime.carried import hands_on
 from vtskip.runtime.checkpoints import hand_back, take_over
@@ -104,6 +105,7 @@ class Handle:
         self.shape = shape_of(decoder)
         planners: list[Planner | None] = list(method.planners(self.shape))
         self.state = StepState(every_step=any(p is not None and p.every_step for p in planners), bucket=bucket)
+        self.state.chooses = any(getattr(p, "leaves", "none") != "none" for p in planners)
         self.state.reset(self.shape.layers)
         self._hooks: list[Any] = []
         self._layers: list[nn.Module] = []
@@ -143,6 +145,8 @@ class Handle:
     ) -> None:
         """Patch the layers and register the hooks."""
         model = self.model
+        if ANSWERS in needs:
+            self._hooks += answer_hooks(model, self.state)  # before those that may pack the labels
         for kind in KINDS:
             if kind in needs:
                 self._hooks += watch_cls(base, family, model.config, self.state, self.method.name, kind)

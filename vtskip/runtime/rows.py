@@ -15,6 +15,7 @@ from vtskip.errors import ModelError
 from vtskip.kernels.dispatch import ranker
 from vtskip.models.cls_attention import KINDS, of_features
 from vtskip.models.families import Family
+from vtskip.models.groups import cut_up
 from vtskip.models.sharding import same_modules
 from vtskip.plan import RowMap, View, run_lengths
 from vtskip.runtime.stats import StepState
@@ -23,7 +24,10 @@ NO_ROWS = (
     "vtskip: inputs_embeds were given, in which vision rows cannot be told from text, so all are treated as text; say where "
     "they are with Handle.rows(vision, group)"
 )
-
+CHUNKS = (
+    "prefill_chunk_size cuts images and frames, among whose rows the attached method chooses: each part would be taken for an "
+    "image; generate without it, or feed image by image over one cache"
+)
 
 Views = tuple[tuple[View | None, ...], ...]
 COMPLETE = "complete"  # key of RowMap.memo: no row of this forward or of those before it is padding
@@ -196,7 +200,12 @@ class RowReader:
             if not here.any():
                 continue
             vision |= here
-            sizes = self.family.groups[modality](modality, here, inputs, self.config)
+            if cut_up(modality, inputs):
+                if self.state.chooses:
+                    raise ModelError(CHUNKS)
+                sizes = None
+            else:
+                sizes = self.family.groups[modality](modality, here, inputs, self.config)
             _place(here, sizes, starts, modality)
         return vision, [[size for _, size in sorted(row.items())] for row in starts]
 
