@@ -4,6 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-from tests.train.test_evaluation import train
+from tests.train.runs import train
 
 train(json.loads(Path(sys.argv[1]).read_text()))

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.train.runs import losses
-from tests.train.test_evaluation import train
+from tests.train.runs import losses, train
 from vtskip.errors import ConfigError
 
 
