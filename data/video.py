@@ -190,7 +190,7 @@ def _read_av(path: Path, indices: list[int], size: int | None) -> np.ndarray:
     """By decoding from the start, which needs no index of the file and is exact with any order of frames."""
     wanted, found = set(indices), {}
     with _opened(path) as (container, stream):
-        resize = _resizer(stream, size)
+        resize = resizer(stream, size)
         for number, frame in enumerate(container.decode(stream)):
             if number in wanted:
                 found[number] = resize(frame)
@@ -199,7 +199,7 @@ def _read_av(path: Path, indices: list[int], size: int | None) -> np.ndarray:
     return np.stack([found[i] for i in indices if i in found]) if found else np.zeros((0,), np.uint8)
 
 
-def _resizer(stream: Any, size: int | None) -> Callable[[Any], np.ndarray]:
+def resizer(stream: Any, size: int | None) -> Callable[[Any], np.ndarray]:
     """Decoded frame to uint8 RGB; the scaler is set up as in decord, so that both ways to read give equal pixels."""
     if size is None:
         return lambda frame: frame.to_ndarray(format="rgb24")
@@ -226,7 +226,7 @@ def stream_frames(path: str | Path, fps: float, size: int | None = None) -> Iter
     path = Path(path)
     with _opened(path) as (container, stream):
         step, due, seen = _rate(path, stream) / Fraction(fps), 0, 0
-        resize = _resizer(stream, size)
+        resize = resizer(stream, size)
         for frame in container.decode(stream):
             while int(due * step) <= seen:
                 if int(due * step) == seen:

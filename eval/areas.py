@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 
 from vtskip.data import DataConfig
-from vtskip.data.files import read_json
-from vtskip.data.synthetic.relevance import KINDS, MOVING, RELEVANT, is_moving, is_relevant, rasterise
+from vtskip.data.synthetic.relevance import (
+    KINDS,
+    MOVING,
+    RELEVANT,
+    is_moving,
+    is_relevant,
+    rasterise,
+    read_relevance,
+)
 from vtskip.data.types import Sample
 
 Count = tuple[float, float]
@@ -38,7 +45,7 @@ def kinds_of(sample: Sample) -> np.ndarray:
 def _kinds(path: Path, frames: tuple[int, ...]) -> np.ndarray:
     if not frames:
         return np.zeros((0, PATCHES, PATCHES), np.uint8)
-    value = read_json(path)
+    value = read_relevance(path)
     return np.stack([rasterise(value, frame, (PATCHES, PATCHES)) for frame in frames])
 
 

@@ -38,6 +38,7 @@ def _measured(sample: SampleRecord, name: str) -> int:
     of = {
         "fluency": lambda turn: metrics.strict_fluency(turn, sample.threshold),
         "correctness": metrics.content_correctness,
+        "whole_reply": metrics.whole_reply,
         "ppl_turn": metrics.content_ppl,
     }.get(name, lambda turn: metrics.strict_frame_diff(turn, sample.threshold))
     return sum(of(turn) is not None for turn in sample.turns)

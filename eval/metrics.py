@@ -112,6 +112,12 @@ def content_correctness(turn: TurnRecord) -> float | None:
     return leading(right) / len(right) if right else None
 
 
+def whole_reply(turn: TurnRecord) -> float | None:
+    """1 where every content token is right, which greedy decoding would have given word for word; None without content."""
+    right = turn.content(turn.text_correct)
+    return float(all(right)) if right else None
+
+
 def content_ppl(turn: TurnRecord) -> float | None:
     """exp of the mean cross-entropy over content tokens; None without content."""
     ce = turn.content(turn.text_ce)
@@ -136,6 +142,7 @@ def strict(
         "time_diff_signed": diffs,
         "fluency": [strict_fluency(t, at) for _, t, at in pairs],
         "correctness": [content_correctness(t) for _, t, _ in pairs],
+        "whole_reply": [whole_reply(t) for _, t, _ in pairs],
         "ppl_turn": [content_ppl(t) for _, t, _ in pairs],
     }
     out: dict[str, float | None] = {}

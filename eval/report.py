@@ -20,6 +20,7 @@ COSTS = {  # column -> key of a cost block, factor
     "ms/frame": ("seconds_per_frame_p50", 1000),
     "ms to first token": ("first_token_seconds_p50", 1000),
 }
+TELLING = 0.05  # of a ceiling: a question that seeing helps with by less is not about the pictures
 OF_STREAMS = ("strict/time_diff", "strict/fluency", "strict/correctness", "reference/lm_ppl")  # of older records
 
 
@@ -155,30 +156,40 @@ def _sizes(entries: Sequence[Mapping[str, Any]]) -> str:
     )
     measured = any(estimate_of(e, block["primary"])["low"] is not None for e in entries)
     interval = "; [95 % interval, bootstrap over clusters]" if measured else ""
-    known = block.get("ceiling")
-    best = f"; ceiling {known['best']:.3f}, without seeing {known['blind']:.3f}" if known else ""
+    best = "".join(_ceiling(metric, block) for metric in shown(block))
     return f"{counted}; `{block['primary']}`, {better} is better{interval}{best}"
+
+
+def _ceiling(metric: str, block: Mapping[str, Any]) -> str:
+    known = block.get("ceilings", {}).get(metric)
+    if not known:
+        return ""
+    idle = ": the pictures do not tell" if known["best"] - known["blind"] < TELLING * known["best"] else ""
+    return f"; ceiling of `{metric}` {known['best']:.3f}, without seeing {known['blind']:.3f}{idle}"
 
 
 def _lines(entries: Sequence[Mapping[str, Any]], several: bool, against: str | None) -> list[str]:
     block = entries[0]["block"]
-    metrics, ceiling = shown(block), block.get("ceiling")
+    metrics, ceilings = shown(block), block.get("ceilings", {})
     costs = [name for name, (key, _) in COSTS.items() if any(key in e["cost"] for e in entries)]
-    head = [*(["run"] if several else []), "row", metrics[0]]
-    head += [*(["of ceiling"] if ceiling else []), *([f"{metrics[0]} less {against}"] if against else [])]
+    head = [*(["run"] if several else []), "row"]
+    for metric in metrics:
+        head += [metric, *(["of ceiling"] if metric in ceilings else [])]
+        head += [f"{metric} less {against}"] if against and metric == metrics[0] else []
     rows = []
     for entry in entries:
-        first = estimate_of(entry, metrics[0])
-        cells = [*names_of(entry, several), cell(first)]
-        if ceiling:
-            cells.append("" if first["value"] is None else f"{first['value'] / ceiling['best']:.3f}")
-        if against is not None:
-            cells.append(cell(entry["difference"].get(metrics[0], NONE), signed=True))
-        cells += [cell(estimate_of(entry, metric)) for metric in metrics[1:]]
+        cells = names_of(entry, several)
+        for metric in metrics:
+            value = estimate_of(entry, metric)
+            cells.append(cell(value))
+            if metric in ceilings:
+                cells.append("" if value["value"] is None else f"{value['value'] / ceilings[metric]['best']:.3f}")
+            if against is not None and metric == metrics[0]:
+                cells.append(cell(entry["difference"].get(metric, NONE), signed=True))
         for key, factor in (COSTS[name] for name in costs):
             cells.append(f"{entry['cost'][key] * factor:.3f}" if key in entry["cost"] else "")
         rows.append(cells)
-    return lines_of([*head, *metrics[1:], *costs], rows)
+    return lines_of([*head, *costs], rows)
 
 
 def estimate_of(entry: Mapping[str, Any], metric: str) -> Mapping[str, Any]:

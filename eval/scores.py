@@ -83,6 +83,7 @@ def free(task: Task, data: DataConfig, samples: Sequence[Sample], tolerances: Se
 def lta(task: Task, data: DataConfig, samples: Sequence[Sample], tolerances: Sequence[float]) -> Scorer:
     """Edit distance of verbs, nouns and actions at the last step, and its area, with both distances.
 
+    ``*_accuracy``: the first answer, place by place, which is what the synthetic set's ceilings are of.
     Samples without labels (the unannotated file) are not scored: their answers are in the records, for a submission.
     """
     actions = lta_actions(data)
@@ -113,6 +114,8 @@ def _edits(candidates: list[list[tuple[int, int]]], truth: list[tuple[int, int]]
         ours, theirs = [[view(pair) for pair in c] for c in candidates], [view(pair) for pair in truth]
         curve = edit_curve(ours, theirs)
         out |= {f"{name}_ed": (float(curve[-1]), 1.0), f"{name}_aued": (aued(curve), 1.0)}
+        right = sum(a == b for a, b in zip(ours[0], theirs))  # places that were not answered are wrong
+        out[f"{name}_accuracy"] = (float(right), float(len(theirs)))
         out[f"{name}_ed_damerau"] = (float(edit_curve(ours, theirs, "damerau")[-1]), 1.0)
     return out
 

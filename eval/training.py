@@ -114,7 +114,7 @@ def as_checkpoint(learner: Any) -> Iterator[StreamCheckpoint]:
     own = handle is not None
     handle = handle or attach(learner.model, "dense")
     try:
-        yield StreamCheckpoint(learner.model, learner.template, handle, {}, handle.method.name)
+        yield StreamCheckpoint(learner.model, learner.template, handle, {}, [handle.method.name])
     finally:
         if not own:
             handle.detach()

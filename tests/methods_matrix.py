@@ -194,6 +194,12 @@ MATRIX = [
         recomputed=False,
     ),
     MethodRow(
+        "globalcom2",
+        {"name": "globalcom2", "keep": 0.5, "score": "mean"},
+        {"name": "globalcom2", "keep": 1.0, "score": "mean"},
+        kept_ffn=0.7,
+    ),
+    MethodRow(
         "layer_skip",
         {"name": "layer_skip"},
         {"name": "layer_skip", "schedule": listed()},

@@ -103,7 +103,7 @@ def test_env_tells_installed_from_missing(capsys, monkeypatch):
     [
         (("stram",), "did you mean 'stream'"),
         (("methods", "--jsn"), "--jsn"),
-        (("stream",), "Missing argument"),
+        (("stream",), "missing key 'model'"),
         (("data", "make", "synthetic"), "--out"),
         (("data", "make", "synthetic", "--out", "x", "--seed", "one"), "--seed"),
     ],

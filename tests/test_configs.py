@@ -77,6 +77,16 @@ def load_sweep(path: Path):
     return config
 
 
+def load_stream(path: Path):
+    from vtskip.methods import get_method
+    from vtskip.streaming.config import stream_config
+
+    config = stream_config(path, [], {})
+    if config.method is not None:
+        get_method(config.method)
+    return config
+
+
 def load_deepspeed(path: Path):
     from vtskip.train.config import TrainConfig
     from vtskip.train.recipe import read_deepspeed
@@ -98,6 +108,7 @@ LOADERS = {
     "configs/calibrate": load_calibrate,
     "configs/sweep": load_sweep,
     "configs/deepspeed": load_deepspeed,
+    "configs/stream": load_stream,
     "eval/records": lambda path: json.loads(path.read_text(encoding="utf-8")),
 }
 

@@ -8,7 +8,7 @@ import torch
 
 from vtskip.cost import full_flops, head_flops, linear_flops
 from vtskip.methods import get_method
-from vtskip.plan import SCORES, VIT_CLS, DecoderShape, RowMap
+from vtskip.plan import SCORES, VIT_CLS, VIT_LOGITS, DecoderShape, RowMap, View
 from vtskip.runtime.stats import StepState
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs" / "methods"
@@ -34,7 +34,7 @@ def prefill(spec, shape: DecoderShape, rows: RowMap) -> StepState:
     length, state = rows.vision.shape[1], StepState()
     hidden = torch.zeros(1, length, shape.hidden)
     rows.memo |= {(SCORES, i): torch.rand(1, length) for i in range(shape.layers)}
-    rows.memo[VIT_CLS] = torch.rand(1, length)
+    rows.memo[VIT_CLS] = rows.memo[VIT_LOGITS] = torch.rand(1, length)
     state.reset(shape.layers)
     state.begin(rows)
     for i, planner in enumerate(get_method(spec).planners(shape)):
@@ -148,6 +148,21 @@ def test_videollm_mod_share_of_the_vision_work(name, share):
 )
 def test_dropping_tflops(name, shape, vision, tflops, ratio):
     assert counted(preset(name), shape, vision) == (pytest.approx(tflops, abs=1e-3), pytest.approx(ratio, abs=1e-3))
+
+
+@pytest.mark.parametrize(("name", "tflops", "ratio"), [("", 11.11, 0.256), ("_10", 5.22, 0.120)])
+def test_globalcom2(name, tflops, ratio):
+    """A 2 x 2 grid of LLaVA-NeXT without padding. Published for 10 %: 41.7 to 3.8 TFLOPs, of rows without text and newlines."""
+    view = View(24, 2, 2, 0, 0, 48, 48)
+    rows = prompt(view.size, 64)
+    rows.views = ((view,),)
+    state = prefill(preset(f"globalcom2_llava_next_7b{name}"), LLAVA_7B, rows)
+    total, dense = sum(full_flops(LLAVA_7B, c) for c in state.layers), 32 * full_flops(LLAVA_7B, state.dense)
+    assert (total / 1e12, total / dense) == (pytest.approx(tflops, rel=3e-3), pytest.approx(ratio, abs=1e-3))
+    if name == "_10":
+        kept = state.layers[0].attend - 64 - view.height
+        bare = [counted("dense", vision=n, text=0)[0] for n in (2880, kept)]
+        assert bare == [pytest.approx(41.7, abs=0.06), pytest.approx(3.8, rel=0.02)]
 
 
 def test_aim_of_an_image():

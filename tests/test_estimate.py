@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 import vtskip
 from tests.methods_matrix import MATRIX
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, TEXT
 from vtskip.errors import ModelError
 from vtskip.estimate import Prompt, prefill_report, weightless
 
@@ -58,3 +58,19 @@ def test_what_is_no_model_is_said(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["NoModel"]}))
     with pytest.raises(ModelError, match="names 'NoModel', which transformers does not have"):
         weightless(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "row", [r for r in MATRIX if r.spec["name"] in ("dense", "mod", "fastv", "shortv", "pmod")], ids=str
+)
+def test_a_forward_on_the_meta_device_counts_what_one_with_weights_counts(row):
+    found = []
+    rows = torch.zeros(2, 12, dtype=torch.bool)
+    rows[:, 2:9] = True
+    for device in ("cpu", "meta"):
+        model = LlamaForCausalLM(LlamaConfig(**TEXT)).eval().to(device)
+        with torch.no_grad(), vtskip.attach(model, row.spec) as handle, handle.rows(rows):
+            model(input_ids=torch.full((2, 12), 7, device=device), logits_to_keep=1)
+            found.append(handle.report().as_dict())
+    groups = [layer.pop("groups") for report in found for layer in report["layers"]]
+    assert found[0] == found[1] and groups[:4] != [[]] * 4 and groups[4:] == [[]] * 4

@@ -59,4 +59,5 @@ METHODS = [
     {"name": "skip_ffn", "keep": 0.4},
     {"name": "random", "keep": 0.4},
     {"name": "uniform", "keep": 0.4},
+    [{"name": "mod", "keep": 0.6}, {"name": "skip_ffn", "keep": 0.4}],
 ]

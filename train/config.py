@@ -46,6 +46,7 @@ class TrainConfig(StrictModel):
         deepspeed: JSON file, or the name of a shipped one (``zero2``); needs ``--nproc``, ``torchrun``, ``deepspeed`` or
             ``accelerate launch``.
         precision: bf16 is autocast on a GPU, with frozen weights held in bf16 beside ``lora``; on a CPU it is emulated and slow.
+            There is no fp16, whose losses would have to be scaled.
         cache_frames: decoded frames kept in memory per process.
         sampling, keep_warmup, watch: which samples share a batch, ``keep`` over the first steps, what is measured.
         validation: held-out conversations, of which the loss is taken.
@@ -72,6 +73,7 @@ class TrainConfig(StrictModel):
         "load_best_model_at_end": "best.load",
         "save_total_limit": "keep",
         "bf16": "precision: bf16",
+        "fp16": "precision: bf16",
         "learning_rate": "optim.lr",
         "cutoff_len": "max_tokens",
         "lora_rank": "lora.r",

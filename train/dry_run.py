@@ -38,10 +38,11 @@ def dry_run(config: TrainConfig, processes: int = 1, progress: bool = True) -> d
     from vtskip.train.build import build_model
     from vtskip.train.mixture import training_samples
     from vtskip.train.recipe import read_deepspeed
-    from vtskip.train.setup import make_collator, quiet, reporters
+    from vtskip.train.reports import reports
+    from vtskip.train.setup import make_collator, quiet
 
     settings = read_deepspeed(config)
-    reporters(config)
+    reports(config)
     with quiet():
         samples = training_samples(config, progress)
         held_out = build(config.validation, progress=progress) if config.validation else []

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vtskip.data.collate import StreamCollator
@@ -73,7 +74,11 @@ def batches_of(
 
 
 def make_loader(dataset: Dataset, collate: Any, batches: Batches, workers: int, prefetch: int, pin: bool) -> DataLoader:
-    """Decoding and collating run in ``workers`` processes, ``prefetch`` batches ahead of each, beside the training."""
+    """Decoding and collating run in ``workers`` processes, ``prefetch`` batches ahead of each, beside the training.
+
+    The generator is only asked for the workers' seeds, which nothing in them needs. Without one of its own a loader would draw
+    these from the random numbers of the training: in every epoch without workers, once with them, and once more when resumed.
+    """
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -82,6 +87,7 @@ def make_loader(dataset: Dataset, collate: Any, batches: Batches, workers: int, 
         prefetch_factor=prefetch if workers else None,
         persistent_workers=workers > 0,
         pin_memory=pin,
+        generator=torch.Generator().manual_seed(0),
     )
 
 

@@ -61,10 +61,12 @@ def train(
     from vtskip.data import build
     from vtskip.train.build import build_model
     from vtskip.train.mixture import training_samples
+    from vtskip.train.reports import reports
     from vtskip.train.setup import make_trainer, quiet, training_arguments
     from vtskip.train.weights import count
 
     with quiet():
+        reports(config)  # what is not installed is better known now
         arguments = training_arguments(config, settings)
         with arguments.main_process_first(local=False):  # one process makes a missing synthetic set
             samples = training_samples(config, progress)
@@ -125,7 +127,28 @@ def read_deepspeed(config: TrainConfig) -> dict[str, Any] | None:
         raise ConfigError(f"deepspeed {path}: not valid JSON ({e})") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"deepspeed {path}: expected an object, got {type(settings).__name__}")
+    agree(settings, config, str(path))
     zero = settings.get("zero_optimization") or {}
     if zero.get("stage") == 3 and not zero.setdefault(GATHER, True):
         raise ConfigError(f"deepspeed {path}: {GATHER} false: no model could be written; accepted: true")
     return settings
+
+
+def agree(settings: dict[str, Any], config: TrainConfig, path: str) -> None:
+    """Raises ConfigError where a DeepSpeed file says what the run's file says, and says it otherwise."""
+    optim = config.optim
+    for key, name in (("optimizer", "optim"), ("scheduler", "optim.schedule")):
+        if key in settings:
+            raise ConfigError(f"deepspeed {path}: {key!r} would take the place of {name!r} of the run; leave it out")
+    if (settings.get("fp16") or {}).get("enabled") is True:
+        raise ConfigError(f"deepspeed {path}: fp16 enabled; accepted: precision fp32 or bf16 of the run")
+    said = settings | {"bf16.enabled": (settings.get("bf16") or {}).get("enabled")}
+    for key, name, own in (
+        ("bf16.enabled", "precision", config.precision == "bf16"),
+        ("gradient_clipping", "optim.clip", optim.clip),
+        ("gradient_accumulation_steps", "optim.accumulate", optim.accumulate),
+        ("train_micro_batch_size_per_gpu", "optim.batch_size", optim.batch_size),
+        ("train_batch_size", "optim.batch_size", "auto"),
+    ):
+        if said.get(key) not in (None, "auto", own):
+            raise ConfigError(f'deepspeed {path}: {key} {said[key]!r} is not what {name!r} says; accepted: "auto"')

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,10 +21,9 @@ from vtskip.train.chat import ChatTemplate
 from vtskip.train.chat_collate import ChatCollator, shown_kinds
 from vtskip.train.config import TrainConfig
 from vtskip.train.features import open_features
+from vtskip.train.reports import reports
 from vtskip.train.scoring import Scorer
 from vtskip.train.trainer import StreamTrainer
-
-REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 
 
 @contextmanager
@@ -53,16 +51,6 @@ class Samples(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
-
-
-def reporters(config: TrainConfig) -> list[str] | str:
-    """``report_to`` in transformers' words. Raises ConfigError for one that is not installed."""
-    for name in config.report_to:
-        if not any(find_spec(module) for module in REPORTERS[name]):
-            raise ConfigError(f"report_to {name!r}: not installed; pip install {name}, or leave it out")
-    if "tensorboard" in config.report_to:
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.out / "tensorboard"))
-    return list(config.report_to) or "none"
 
 
 def training_arguments(config: TrainConfig, settings: dict[str, Any] | None) -> TrainingArguments:
@@ -106,7 +94,7 @@ def training_arguments(config: TrainConfig, settings: dict[str, Any] | None) -> 
         save_steps=config.save_every or 500,
         save_total_limit=config.keep,
         disable_tqdm=True,
-        report_to=reporters(config),
+        report_to="none",  # under other names than in the log; ours: vtskip.train.reports
     )
     if settings is not None:
         join_processes(cpu)
@@ -173,7 +161,7 @@ def make_trainer(
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     bar = Bar()
-    callbacks: list[Any] = [JsonLog(config.out / LOG_NAME)]
+    callbacks: list[Any] = [JsonLog(config.out / LOG_NAME), *reports(config)]
     if progress:
         callbacks.append(bar)
     trainer = StreamTrainer(

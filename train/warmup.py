@@ -24,12 +24,14 @@ class KeepSchedule(TrainerCallback, ExportableState):
     def __init__(self, options: KeepWarmup, model: nn.Module) -> None:
         self.options, self.value = options, options.start
         decoder, _ = decoder_of(model)
-        planners = [layer._modules.get("vtskip") for layer in decoder.layers]
+        planners = [p for layer in decoder.layers if "vtskip" in layer._modules for p in layer.vtskip.modules()]
         self.own: list[tuple[Any, float]] = [
-            (p, p.keep) for p in planners if isinstance(getattr(p, "keep", None), float)
+            (p, p.keep)
+            for p in planners
+            if isinstance(getattr(p, "keep", None), float) and getattr(p, "retained", None) is None
         ]
         handle = attached(model)
-        if not self.own or getattr(handle.method if handle else None, "retained", None) is not None:
+        if not self.own:
             name = f"method {handle.method.name!r}" if handle else "a run without a method"
             raise ConfigError(
                 f"keep_warmup: {name} has no share of rows to vary; accepted: mod, pmod, gamma_mod, skip_ffn (without "

@@ -136,7 +136,7 @@ def saved_method(config: dict[str, Any], path: Path) -> Method:
     if known is None:
         return get_method(values)  # raises with the known names
     if newer(version):
-        values, dropped = without_unknown(known, values)
+        values, dropped = known_keys(values)
         if dropped:
             warnings.warn(
                 f"{path}: written by vtskip {version}, this is {__version__}: left out {', '.join(dropped)}, "
@@ -151,6 +151,17 @@ def newer(version: Any) -> bool:
         return Version(str(version)) > Version(__version__)
     except InvalidVersion:
         return False
+
+
+def known_keys(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """:func:`without_unknown` of a method on record, and of those that it composes."""
+    parts, dropped = values.get("methods"), []
+    if values["name"] == "compose" and isinstance(parts, list):
+        parts = [known_keys(p) if isinstance(p, dict) and p.get("name") in METHODS else (p, []) for p in parts]
+        values = values | {"methods": [part for part, _ in parts]}
+        dropped = [f"methods.{i}.{key}" for i, (_, keys) in enumerate(parts) for key in keys]
+    values, own = without_unknown(METHODS[values["name"]], values)
+    return values, own + dropped
 
 
 def without_unknown(method: type[Method], values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -175,11 +175,12 @@ class RowMap:
         else:
             vision, sizes = self.vision & live.mask, live.sizes
             group = self.group.masked_fill(~vision, -1)
-            if sizes is None:
+            # Sizes of fewer groups are those of a view in which a sample's rows are one group.
+            if sizes is None or [len(row) for row in sizes] != [len(row) for row in self.sizes]:
                 counts = [n - text for n, text in zip(live.counts, self.text_counts)]
                 group, sizes = vision.long() - 1, tuple((n,) if n else () for n in counts)
             rank = vision.long().cumsum(1) - 1
-            left = group.new_zeros(len(group), max(map(len, sizes), default=0) + 1)
+            left = group.new_zeros(len(group), max([0, *(len(row) for row in sizes)]) + 1)
             left = left.scatter_add(1, group + 1, vision.long())
             offset = (rank - (left.cumsum(1) - left).gather(1, group + 1)).masked_fill(~vision, 0)
             view = replace(

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,8 +138,17 @@ def anticipation_of(root: Path, seen: int = SEEN, ahead: int = AHEAD) -> dict[st
 
 def _rules_of(root: Path) -> tuple[Rules, bool]:
     """Of the test split, and whether the set has the full grammar."""
-    value = read_json(root / "manifest.json")
-    recipe = value.get("recipe") if isinstance(value, dict) else None
-    if not isinstance(recipe, dict):
+    recipe = recipe_of(root / "manifest.json")
+    if recipe is None:
         raise DataError(f"{root / 'manifest.json'}: no 'recipe': not a synthetic set")
-    return Rules(recipe.get("holdout"), unseen=recipe.get("holdout") is not None), recipe.get("grammar") == "tasks"
+    holdout = recipe.get("holdout")
+    if not isinstance(holdout, str | None):
+        raise DataError(f"{root / 'manifest.json'}: 'holdout' should be a name, got {type(holdout).__name__}")
+    return Rules(holdout, unseen=holdout is not None), recipe.get("grammar") == "tasks"
+
+
+def recipe_of(manifest: Path) -> dict[str, Any] | None:
+    """What a set was made by; None for a file that does not say."""
+    value = read_json(manifest)
+    recipe = value.get("recipe") if isinstance(value, dict) else None
+    return recipe if isinstance(recipe, dict) else None

@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 
 from vtskip._files import write_atomic
+from vtskip.data.files import read_json
+from vtskip.data.rows import Row
 from vtskip.data.synthetic.draw import Canvas, Colour, Point
 from vtskip.data.synthetic.levels import Level
 from vtskip.data.synthetic.plan import Cue, Plan, Thing
 from vtskip.data.synthetic.render import CLOCK, Renderer
+from vtskip.errors import DataError
 
 KINDS = ("static_irrelevant", "moving_irrelevant", "static_relevant", "moving_relevant")
 RELEVANT, MOVING = 2, 1  # a kind is the sum of what it is
@@ -151,11 +154,33 @@ def write_relevance(path: Path, plan: Plan, level: Level) -> None:
     write_atomic(path, (json.dumps(relevance(plan, level), separators=(",", ":")) + "\n").encode())
 
 
+def read_relevance(path: Path) -> dict[str, Any]:
+    """A file of ``write_relevance``. Raises DataError naming file, key or row for one that ``rasterise`` could not use."""
+    row = Row(path, "")
+    value = row.mapping(read_json(path))
+    for number, area in enumerate(row.get(value, "areas", list)):
+        if not _numbers(area, 7) or area[0] not in range(len(KINDS)):
+            raise row.at(f"areas {number}").error("expected [kind, start, end, left, top, right, bottom]")
+    camera = row.get(value, "camera", object)
+    if camera is not None and not (isinstance(camera, list) and all(_numbers(at, 2) for at in camera)):
+        raise row.error("'camera' should be null or a list of [x, y] per frame", "wrong type")
+    return value
+
+
+def _numbers(value: Any, count: int) -> bool:
+    """Whether it is a list of so many numbers that can be compared with floats."""
+    good = isinstance(value, list) and len(value) == count
+    return good and all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e15 for v in value)
+
+
 def rasterise(value: dict[str, Any], frame: int, grid: tuple[int, int], share: float = 0.25) -> np.ndarray:
     """The kind of every cell of a patch grid at a source frame: uint8 ``[rows, columns]``, an index into ``KINDS``.
 
-    A cell is of a kind where the union of its boxes covers at least ``share`` of it; of several the highest counts.
+    A cell is of a kind where the union of its boxes covers at least ``share`` of it; of several the highest counts. Raises
+    DataError for a frame that the file has no camera for.
     """
+    if value["camera"] and not 0 <= frame < len(value["camera"]):
+        raise DataError(f"frame {frame} of {value.get('uid')!r}: 'camera' has {len(value['camera'])} frames")
     rows, columns = grid
     parts = 8  # samples per cell and direction
     x = (np.arange(columns * parts) + 0.5) / (columns * parts)

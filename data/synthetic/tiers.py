@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vtskip.data.files import read_json, write_json
+from vtskip.data.synthetic.bayes import recipe_of
 from vtskip.data.synthetic.encode import content_hash, join_videos, write_video
 from vtskip.data.synthetic.export import write_coin, write_ego4d
 from vtskip.data.synthetic.export_ego import groups_of, join, write_egoexo, write_goalstep, write_lta
@@ -245,7 +246,7 @@ def make(
 def _make(order: Order, out: Path, progress: bool, workers: int | None) -> Path:
     recipe, splits = order.recipe, order.splits
     manifest = out / "manifest.json"
-    held = read_json(manifest).get("recipe") if manifest.is_file() else None
+    held = recipe_of(manifest) if manifest.is_file() else None
     if held not in (None, recipe):
         raise ConfigError(f"{out}: holds other synthetic data ({held}); choose another folder or remove it")
     uids = [uid for names in splits.values() for uid in names]

@@ -17,7 +17,7 @@ from vtskip.errors import ConfigError
 from vtskip.methods import MethodSpec, get_method
 from vtskip.models.families import decoder_of, shape_of
 from vtskip.models.layers import parts_of
-from vtskip.plan import SCORES, VIT_CLS, RowMap
+from vtskip.plan import SCORES, VIT_CLS, VIT_LOGITS, RowMap
 
 _NOT = "a method that ranks by attention, moves rows or numbers them anew is not run by masks alone"
 
@@ -31,7 +31,7 @@ def masked(model: Any, method: MethodSpec, rows: RowMap) -> Iterator[None]:
     """
     decoder, _ = decoder_of(model)
     planners = get_method(method).planners(shape_of(decoder))
-    if any(p is not None and (p.needs & {SCORES, VIT_CLS} or p.compact) for p in planners):
+    if any(p is not None and (p.needs & {SCORES, VIT_CLS, VIT_LOGITS} or p.score or p.compact) for p in planners):
         raise ConfigError(f"{method}: {_NOT}")
     changed = [(layer, planner) for layer, planner in zip(decoder.layers, planners) if planner is not None]
     for layer, planner in changed:

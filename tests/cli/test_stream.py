@@ -107,3 +107,89 @@ def test_checkpoint_of_another_base_model_is_refused(clips, copied):
     result = run_cli("stream", clips / "videos/a.mp4", "--model", copied)
     assert result.code == 2
     assert "another base model: layers 9" in result.err
+
+
+@pytest.fixture
+def stream_file(checkpoint, clips, tmp_path):
+    path = tmp_path / "stream.yaml"
+    path.write_text(
+        f"# A stream.\nmodel: {checkpoint}\nvideo: {clips / 'videos/a.mp4'}\nthreshold: 1\nmax_new_tokens: 3\n"
+        f"query: ['What?@1.5']\nmax_frames: 4\nout: {tmp_path / 'file.json'}\n"
+    )
+    return path
+
+
+def test_a_file_says_what_options_say(stream_file, checkpoint, clips, tmp_path):
+    by_file = run_cli("stream", "--config", stream_file, "--json")
+    by_options = run_cli(
+        "stream", clips / "videos/a.mp4", "--model", checkpoint, "--json", "--threshold", 1, "--max-new-tokens", 3,
+        "--query", "What?@1.5", "--max-frames", 4,
+    )  # fmt: skip
+    assert (by_file.code, by_options.code) == (0, 0), by_file.err
+    first, second = json.loads(by_file.out), json.loads(by_options.out)
+    assert first["events"] == second["events"] and any(e["query"] == "What?" for e in first["events"])
+    assert first == json.loads((tmp_path / "file.json").read_text())
+
+
+def test_key_value_wins_over_the_file_and_options_over_both(stream_file, clips):
+    arguments = [
+        clips / "videos/b.mp4",
+        "--config",
+        stream_file,
+        "threshold=0.25",
+        "max_frames=2",
+        "query=[]",
+        "--json",
+    ]
+    record = json.loads(run_cli("stream", *arguments, "--max-frames", 3, "--method", "dense").out)
+    assert record["clip"] == str(clips / "videos/b.mp4")
+    assert (record["threshold"], record["cost"]["frames"], record["method"]["name"]) == (0.25, 3, "dense")
+    assert not [e for e in record["events"] if e["query"]]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("treshold=0.5", "did you mean 'threshold'"),
+        ("query=['What?']", "TEXT@SECONDS"),
+        ("camera=rtsp://nowhere", "one source"),
+        ("video=null", "one source"),
+        ("method=mdo", "did you mean 'mod'"),
+        ("other.mp4", "other.mp4"),
+    ],
+)
+def test_a_fault_in_a_stream_file_is_one_line(stream_file, tmp_path, argument, said):
+    result = run_cli("stream", "--config", stream_file, argument)
+    assert (result.code, result.out, len(result.err.strip().splitlines())) == (2, "", 1)
+    assert said in result.err
+    assert not (tmp_path / "file.json").exists()
+
+
+def test_a_folder_of_pictures_is_a_stream_in_the_order_of_names(checkpoint, tmp_path):
+    from PIL import Image
+
+    for name in ("2.png", "1.png", "10.txt"):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / name, format="png")
+    record = json.loads(run_cli("stream", tmp_path, "--model", checkpoint, "--json").out)
+    assert record["cost"]["frames"] == 2
+
+
+def test_a_camera_is_a_stream(checkpoint):
+    """ffmpeg's test pattern is the camera: ten frames per second for two seconds; the model takes two per second."""
+    result = run_cli(
+        "stream", "--camera", "testsrc=size=64x64:rate=10:duration=2", "--camera-format", "lavfi", "--model", checkpoint,
+        "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["cost"]["frames"] == 4
+    result = run_cli("stream", "--camera", "nowhere", "--model", checkpoint)
+    assert result.code == 2 and "nowhere: camera cannot be read" in result.err
+
+
+def test_shipped_stream_files_are_listed_described_and_copied(tmp_path):
+    names = {row["name"] for row in json.loads(run_cli("config", "ls", "stream", "--json").out)}
+    assert names >= {"stream/demo", "stream/bounded", "stream/ego4d"}
+    assert {"model", "window", "query"} <= json.loads(run_cli("config", "schema", "stream").out)["properties"].keys()
+    assert run_cli("config", "cp", "stream/bounded", tmp_path).code == 0 and (tmp_path / "bounded.yaml").is_file()
+    missing = run_cli("stream", "--config", "demo")
+    assert missing.code == 2 and "runs/demo" in missing.err

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import transformers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import vtskip
 from tests.tiny import FAMILIES, TEXT
 from tests.tiny_stream import Biased, tiny, video
+from vtskip.errors import ModelError
 from vtskip.runtime.attach import attached
 from vtskip.streaming.session import StreamSession
 
@@ -114,3 +116,19 @@ def test_two_streams_in_turn_on_one_model_equal_each_alone():
     together = list(zip(session(0), session(1)))
     assert [list(stream) for stream in zip(*together)] == alone
     assert attached(model).report().forwards > 0
+
+
+@pytest.mark.parametrize("name", ["llava-llama", "qwen2_5_vl", "smolvlm", "internvl", "qwen3_vl"])
+def test_a_prefill_in_chunks_is_exact_or_refused(name):
+    """A chunk's part of an image is no image: the rows that a method keeps of it would be others."""
+    if not hasattr(transformers.generation.utils, "_slice_mm_encoder_output"):
+        pytest.skip("this transformers encodes images of every chunk again")
+    model, batch = FAMILIES[name].model(), FAMILIES[name].batch(["long", "short"])
+    batch.pop("position_ids", None)
+    for spec in ("dense", {"name": "shortv", "layers": [0, 1, 3]}):
+        with vtskip.attach(model, spec):
+            expected = model.generate(**batch, **CUT)
+            assert torch.equal(model.generate(**batch, **CUT, prefill_chunk_size=7), expected)
+    for spec in ({"name": "mod", "keep": 0.3}, {"name": "skip_ffn", "keep": 0.3}):
+        with vtskip.attach(model, spec), pytest.raises(ModelError, match="prefill_chunk_size cuts images"):
+            model.generate(**batch, **CUT, prefill_chunk_size=7)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 
 import pytest
 
@@ -98,3 +99,22 @@ def test_summary():
     assert summary([]) is None
     assert summary([4, 1, 3]) == {"count": 3, "total": 8, "min": 1, "median": 3, "mean": 8 / 3, "max": 4}
     assert summary([1, 2])["median"] == 1.5
+
+
+def test_whole_numbers_have_a_bar_each_over_their_own_tick():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from vtskip.data.picture import _bars, _histogram
+
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    first, second, third = figure.subplots(3)
+    _histogram(first, [2, 2, 3], "frames", "conversations")
+    assert [round(p.get_x() + p.get_width() / 2, 6) for p in first.patches] == [2, 3]
+    assert all(float(tick).is_integer() for tick in first.get_xticks()) and first.get_xlim()[0] > 0
+    _bars(second, Counter({"a" * 40: 2, "b": 1}), "classes", "red")
+    assert [text.get_text() for text in second.texts] == ["1", "2"]
+    assert max(len(label.get_text()) for label in second.get_yticklabels()) <= 27
+    _bars(third, Counter(), "faults", "red")
+    assert [text.get_text() for text in third.texts] == ["none"] and not len(third.get_xticks())

@@ -13,6 +13,8 @@ import pytest
 
 from tests.data import formats
 from vtskip.data import iterate
+from vtskip.data.synthetic.bayes import ceilings_of
+from vtskip.data.synthetic.relevance import rasterise, read_relevance
 from vtskip.errors import VtskipError
 
 MUTATIONS = 150  # per file
@@ -130,6 +132,21 @@ def outcome(one, path, media, on_error):
         return traceback.format_exc()
 
 
+# What a synthetic set holds beside the published formats: places of areas, and what it was made by.
+AREAS = {"uid": "a", "frames": 3, "kinds": [], "areas": [[3, 0, 2, 0.1, 0.1, 0.6, 0.6], [1, 1, 3, 0.5, 0, 1, 1]]} | {
+    "camera": [[0.0, 0.01], [0.1, 0], [0, 0]]
+}
+MANIFEST = {"recipe": {"version": 3, "tier": "full", "seed": 0, "grammar": "tasks", "holdout": "pairs"}, "clips": {}}
+
+
+def areas_read(path):
+    value = read_relevance(path)
+    return [rasterise(value, frame, (3, 3)) for frame in range(3)]
+
+
+OWN = {"relevance.json": (AREAS, areas_read), "manifest.json": (MANIFEST, lambda path: ceilings_of(path.parent))}
+
+
 def cases(folder):
     """Every format; the files that a format needs beside its own are damaged in its place as well."""
     found = list(formats.formats(folder))
@@ -165,6 +182,25 @@ def test_a_damaged_file_loads_or_is_refused(tmp_path, media, number):
         assert result in ("loaded", "refused"), f"{damaged.kind} {turn}\n{kept[:3000]!r}\n{result}"
         seen[result] += 1
     assert seen["refused"] >= MUTATIONS // 10 and seen["loaded"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OWN)
+def test_a_damaged_file_of_a_synthetic_set_is_read_or_refused(tmp_path, name):
+    value, read = OWN[name]
+    path, rng, seen = tmp_path / name, random.Random(name), Counter()
+    for turn in range(2 * MUTATIONS):
+        data = json.dumps(value if turn % 3 == 2 else change(value, rng)).encode()
+        path.write_bytes(damage(data, rng) if turn % 3 == 2 else data)
+        with no_hang():
+            try:
+                read(path)
+            except VtskipError as e:
+                assert path.name in str(e) or "frame" in str(e) or "hold-out" in str(e)
+                seen["refused"] += 1
+            else:
+                seen["loaded"] += 1
+    assert min(seen.values()) >= MUTATIONS // 10 and len(seen) == 2
 
 
 def test_there_are_enough_mutations(tmp_path):

@@ -130,10 +130,15 @@ def test_oracle_and_anti_oracle_at_the_cost_of_the_model(synthetic, checkpoint, 
         assert "recall@layer0" not in router["oracle"]
         for row in ("random", "oracle", "anti_oracle"):
             assert task["cost"][row]["kept_vision"] == pytest.approx(task["cost"]["model"]["kept_vision"])
-    ceilings = {name: task.get("ceiling") for name, task in record["tasks"].items()}
-    assert ceilings["ego4d_narration"] is ceilings["ego4d_narration_rollout"] is None
-    assert ceilings["coin_step"] == {"best": 1.0, "blind": ceilings_of(tmp_path)["step"].blind}
-    assert 0 < ceilings["coin_step"]["blind"] < 0.2
+    known = ceilings_of(tmp_path)
+    assert {name: task["ceilings"] for name, task in record["tasks"].items()} == {
+        "ego4d_narration": {"strict/whole_reply": {"best": 1.0, "blind": known["narration"].blind}},
+        "ego4d_narration_rollout": {"strict/exact": {"best": 100.0, "blind": 100 * known["narration"].blind}},
+        "coin_step": {"strict/accuracy": {"best": 1.0, "blind": known["step"].blind}},
+    }
+    assert 0 < known["step"].blind < 0.2
+    for name, metric in (("ego4d_narration", "whole_reply"), ("ego4d_narration_rollout", "exact")):
+        assert metric in record["tasks"][name]["rows"]["model"]["strict"]
     lines = [json.loads(line) for line in (tmp_path / "o/samples.jsonl").read_text().splitlines()]
     for line in lines:
         frames = line["cost"]["frames"] if line["cost"] else None  # a batch has one cost

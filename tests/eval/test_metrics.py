@@ -74,7 +74,10 @@ def test_text_metrics_look_at_content_only():
     s = sample(turn([True], [True, True, False, True, True], ce=2.0))
     assert metrics.reference([s])["lm_correctness"] == pytest.approx(2 / 5)
     got = metrics.strict([s])
-    assert got["correctness"] == 0.0
+    assert (got["correctness"], got["whole_reply"]) == (0.0, 0.0)
+    assert metrics.strict([sample(turn([True], [False, True, True, True, False]), turn([True], [True, True]))])[
+        "whole_reply"
+    ] == pytest.approx(1.0)
     assert got["token_accuracy"] == 0.5
     assert got["ppl_turn"] == pytest.approx(math.exp(2.0))
     assert metrics.reference([s])["lm_ppl"] == pytest.approx(math.exp(6 / 5))

@@ -86,11 +86,18 @@ def test_a_known_ceiling_is_what_rows_are_measured_by(folders):
     entries = [e for e in table(runs) if e["task"] == "coin_next"]
     value = entries[0]["scores"]["strict"]["accuracy"]["value"]
     for entry in entries:
-        entry["block"] = entry["block"] | {"ceiling": {"best": 0.8, "blind": 0.2}}
+        entry["block"] = entry["block"] | {"ceilings": {"strict/accuracy": {"best": 0.8, "blind": 0.2}}}
     lines = markdown(runs, entries).splitlines()
-    assert lines[2].endswith("; ceiling 0.800, without seeing 0.200")
+    assert lines[2].endswith("; ceiling of `strict/accuracy` 0.800, without seeing 0.200")
     assert [c.strip() for c in lines[4].strip("|").split("|")][:3] == ["row", "strict/accuracy", "of ceiling"]
     assert lines[6].split("|")[3].strip() == f"{value / 0.8:.3f}"
+    for entry in entries:  # of a metric that does not come first, beside that metric; and where there is nothing to see
+        entry["block"] = entry["block"] | {"ceilings": {"reference/accuracy": {"best": 0.8, "blind": 0.79}}}
+    lines = markdown(runs, entries, "dense").splitlines()
+    assert lines[2].endswith("; ceiling of `reference/accuracy` 0.800, without seeing 0.790: the pictures do not tell")
+    names = [c.strip() for c in lines[4].strip("|").split("|")][1:5]
+    assert names == ["strict/accuracy", "strict/accuracy less dense", "reference/accuracy", "of ceiling"]
+    assert all(line.count("|") == lines[4].count("|") for line in lines[5:9])
 
 
 def test_cells():
@@ -143,3 +150,33 @@ def test_what_cannot_be_reported_says_why(folders, tmp_path):
     (tmp_path / "record.json").write_text((folders / "first/record.json").read_text())
     with pytest.raises(DataError, match=r"no samples of task 'coin_step' in common.*samples\.jsonl"):
         table([load_run(tmp_path)], "dense")
+
+
+def test_the_picture_tells_rows_apart_and_shows_no_values_that_cannot_be():
+    """Rows of one score and cost stand beside each other, no two look alike, and axes of shares do not go below zero."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from vtskip.eval.picture import _panel, _styles
+
+    block = {"primary": "strict/time_diff", "higher_is_better": False, "n_items": 3, "n_clusters": 2}
+    block["ceilings"] = {"strict/time_diff": {"best": 0.5, "blind": 0.1}}
+    estimate = {"value": 0.0, "low": 0.0, "high": 0.0, "items": 3, "clusters": 2}
+    names = ["model", "blind", "dense", "random", "uniform", "motion", "oracle", "anti_oracle", "downsample"]
+    entries = [
+        {"run": "a", "task": "t", "row": row, "block": block, "scores": {"strict": {"time_diff": estimate}}}
+        | {"cost": {} if row in ("majority", "bigram") else {"flops_ratio": 0.7}}
+        for row in [*names, "majority", "bigram"]
+    ]
+    styles = _styles(entries)
+    assert len({(colour, mark) for _, colour, mark in styles.values()}) == len(entries)
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    shown = _panel(axes, entries, styles)
+    assert [*shown][-1] == "ceiling" and len(shown) == len(entries) + 1
+    places = [float(shown[name].get_xdata()[0]) for name in names]
+    assert len(set(places)) == len(names) and max(places) - min(places) < 0.1
+    assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 0.5
+    assert axes.get_ylabel() == "strict/time_diff, seconds\n(lower is better)"
+    assert shown["majority"].get_linestyle() != shown["bigram"].get_linestyle()

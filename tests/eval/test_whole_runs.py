@@ -107,9 +107,12 @@ def test_killed_twice_and_started_again_ends_with_the_same_record(values, whole,
 
 def test_batches_and_processes_change_no_score(values, whole, tmp_path):
     finished(started(values, tmp_path / "single", batch_size=1))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29547"]
-    finished(started(values, tmp_path / "shared", *torchrun))
-    for other in ("single", "shared"):
+    torchrun = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29547"]
+    finished(started(values, tmp_path / "torchrun", sys.executable, "-m", *torchrun))
+    accelerate = ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+    accelerate += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=29548"]
+    finished(started(values, tmp_path / "accelerate", sys.executable, "-m", *accelerate))
+    for other in ("single", "torchrun", "accelerate"):
         assert record_of(tmp_path / other, scores_alone=True) == record_of(whole, scores_alone=True), other
 
 

@@ -144,6 +144,25 @@ def test_segments_are_the_row_sets(flash, past, monkeypatch):
     assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(*grads))
 
 
+@pytest.mark.parametrize("window", [None, 6])
+def test_sdpa_reads_no_key_behind_a_segment(monkeypatch, window):
+    queries, keys = row_sets(1)
+    q_pos, k_pos = (torch.tensor(np.concatenate([np.flatnonzero(row) for row in part])) for part in (queries, keys))
+    lens, segments = [part.sum(1).tolist() for part in (queries, keys)], segments_of(queries, keys)
+    whole, runs = PackedRows(*lens, q_pos, k_pos), PackedRows(*lens, q_pos, k_pos, segments=segments)
+    calls, attend = [], dispatch.sdpa.scaled_dot_product_attention
+    counted = lambda q, k, v, **options: (calls.append((q.shape[2], k.shape[2])), attend(q, k, v, **options))[1]  # noqa: E731
+    monkeypatch.setattr(dispatch.sdpa, "scaled_dot_product_attention", counted)
+    qkv = tensors(whole, 4, 2)
+    out = packed_attention(*qkv, runs, scale=SCALE, window=window, kernel="sdpa")
+    assert calls == [(s.q1 - s.q0, s.k1 - s.k0) for s in segments] and len(calls) > 4
+    assert torch.allclose(out, by_mask(*qkv, whole, window, None), rtol=0, atol=1e-13)
+    calls.clear()
+    monkeypatch.setattr(dispatch.sdpa, "FEW", 1)
+    packed_attention(*qkv, runs, scale=SCALE, window=window, kernel="sdpa")
+    assert calls == list(zip(*lens))
+
+
 def test_many_segments_are_left_to_other_kernels(flash):
     keys = np.ones((1, 40), bool)
     queries = np.arange(40)[None] % 4 == 0

@@ -50,6 +50,24 @@ def test_a_layer_that_computes_something_else_is_refused(model):
     assert not hasattr(model.get_decoder().layers[1], "vtskip")
 
 
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, RuntimeError, ModelError])
+def test_what_ends_an_attach_half_way_leaves_the_model_as_it_was(model, batch, monkeypatch, fault):
+    def fail(layer, index):
+        if index == 2:
+            raise fault
+
+    def hooks():
+        return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+
+    expected, before = model(**batch).logits, hooks()  # transformers adds its own on the first call
+    with monkeypatch.context() as patch, pytest.raises(fault):
+        patch.setattr("vtskip.runtime.attach.self_check", fail)
+        vtskip.attach(model, "skip_vision")
+    assert not any("forward" in m.__dict__ or hasattr(m, "vtskip") for m in model.modules())
+    assert hooks() == before and torch.equal(model(**batch).logits, expected)
+    vtskip.attach(model, "mod").detach()
+
+
 def test_attaching_twice_is_refused(model):
     with vtskip.attach(model, "mod"), pytest.raises(ModelError, match="already has method 'mod'"):
         vtskip.attach(model, "dense")

@@ -17,6 +17,7 @@ SEAMS = [
     pytest.param({"name": "mod", "keep": 0.3, "schedule": {"kind": "list", "layers": [1]}}, id="block"),
     pytest.param({"name": "skip_ffn", "keep": 0.3}, id="branch"),
     pytest.param({"name": "shortv", "layers": [0]}, id="query"),
+    pytest.param([{"name": "mod", "keep": 0.6}, {"name": "skip_ffn", "keep": 0.4}], id="composed"),
 ]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from vtskip.config import parse
+from vtskip.eval.training import scorer_of
 from vtskip.train import TrainConfig, run
 
 # What a log line says about the machine and not about the training.
@@ -44,7 +45,9 @@ def tiny_values(root, out):
 
 
 def train(values, resume="never"):
-    return run(parse(TrainConfig, values, "test"), resume=resume, progress=False)
+    config = parse(TrainConfig, values, "test")
+    scorer = None if config.evaluation is None else scorer_of(config.evaluation, config.out)
+    return run(config, resume=resume, progress=False, scorer=scorer)
 
 
 def log(out):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.train import stand_ins
-from tests.train.runs import log, weights
+from tests.train.runs import log, train, weights
+from tests.train.test_resume import killed
 from vtskip.config import parse
 from vtskip.errors import ConfigError, VtskipError
 from vtskip.eval.training import scorer_of
@@ -16,12 +17,6 @@ from vtskip.train import TrainConfig, run
 
 DIFF = "ego4d_narration/strict/time_diff"
 TASKS = ["ego4d_narration", {"task": "coin_step", "max_samples": 1}]
-
-
-def train(values, resume="never"):
-    config = parse(TrainConfig, values, "test")
-    scorer = None if config.evaluation is None else scorer_of(config.evaluation, config.out)
-    return run(config, resume=resume, progress=False, scorer=scorer)
 
 
 def lines(out):
@@ -86,6 +81,29 @@ def adapters(out):
     return load_file(Path(out) / "adapter_model.safetensors")
 
 
+def test_the_held_out_loss_is_the_saved_model_s_and_makes_no_logits(values, monkeypatch):
+    from tests.train.test_run import one_batch
+    from vtskip.loading import load
+    from vtskip.train.loop import RunTrainer
+
+    seen = []
+    compute = RunTrainer.compute_loss
+
+    def noted(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = compute(self, model, inputs, True, num_items_in_batch)
+        seen.extend([] if model.training else [outputs.logits])
+        return (loss, outputs) if return_outputs else loss
+
+    monkeypatch.setattr(RunTrainer, "compute_loss", noted)
+    summary = train(values | {"validation": values["data"] | {"split": "test"}})
+    assert seen == [None]  # both clips in one batch
+    model, _ = load(values["out"])
+    with torch.no_grad():
+        assert summary["eval_loss"] == pytest.approx(
+            model(**one_batch(values, values["out"], model)).loss.item(), rel=1e-5
+        )
+
+
 def test_the_best_checkpoint_is_kept_marked_and_loaded(evaluated, tmp_path):
     """A score that falls from step to step: the first one is the best if less is worse."""
     evaluated |= {"lora": None, "eval_every": 1, "keep": 1, "best": {"metric": "loss"}}
@@ -116,6 +134,18 @@ def test_the_best_score_goes_on_with_a_resumed_run(evaluated, tmp_path):
     train(evaluated | {"out": str(again)}, "auto")
     assert log(again) == log(out) and scores(again) == scores(out)
     assert json.loads((again / "best.json").read_text()) == json.loads((out / "best.json").read_text())
+
+
+@pytest.mark.slow
+def test_killed_while_the_best_is_saved(evaluated, tmp_path):
+    evaluated |= {"lora": None, "eval_every": 1, "keep": 1, "best": {"metric": "loss"}}
+    assert killed(evaluated, tmp_path / "killed", [[1, "save"], [2, "publish"]]) == [-9, -9, 0]
+    train(evaluated)
+    out, again = Path(evaluated["out"]), tmp_path / "killed" / "run"
+    assert log(again) == log(out) and scores(again) == scores(out)
+    assert (again / "best.json").read_text() == (out / "best.json").read_text()
+    best = json.loads((out / "best.json").read_text())["checkpoint"]
+    assert (again / best / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ app = typer.Typer(help="List, copy and describe configuration files.", no_args_i
 SCHEMAS = {
     "train": ("vtskip.train.config", "TrainConfig"),
     "eval": ("vtskip.eval.config", "EvalConfig"),
+    "stream": ("vtskip.streaming.config", "StreamConfig"),
     "data": ("vtskip.data.config", "DataConfig"),
 }
 
 
 @app.command("ls")
 def ls(
-    kind: Annotated[str | None, typer.Argument(help="train, methods, eval, data, deepspeed, ...")] = None,
+    kind: Annotated[str | None, typer.Argument(help="train, methods, eval, stream, data, deepspeed, ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON list, and nothing else")] = False,
 ) -> None:
     """List the shipped files with the first line of each."""

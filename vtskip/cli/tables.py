@@ -33,6 +33,11 @@ def stamp(seconds: float) -> str:
     return f"{tenths // 600:02d}:{tenths // 10 % 60:02d}.{tenths % 10}"
 
 
+def reply(event: Any) -> str:
+    """A line of a stream: when, what was asked, what was said."""
+    return f"[{stamp(event.time)}] {event.query + ' ' if event.query else ''}{event.text}"
+
+
 def cost_table(cost: dict[str, Any], frame_tokens: int) -> Table:
     """What a live session cost."""
     table = Table(title="cost", show_header=False)

@@ -15,6 +15,7 @@ from vtskip.methods.compose import Compose
 from vtskip.methods.dense import Dense
 from vtskip.methods.fastv import FastV
 from vtskip.methods.gamma_mod import GammaMod
+from vtskip.methods.globalcom2 import GlobalCom2
 from vtskip.methods.mindskip import MindSkip
 from vtskip.methods.mod import Mod
 from vtskip.methods.pmod import PMod
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     "fastv": FastV,
     "pyramid_drop": PyramidDrop,
     "aim": AIM,
+    "globalcom2": GlobalCom2,
     "skip_ffn": SkipFFN,
     "skip_vision": SkipVision,
     "random": Random,
@@ -56,6 +58,10 @@ def get_method(spec: Method | dict[str, Any] | str | Path | Sequence[Any]) -> Me
         spec = {"name": spec}
     if isinstance(spec, list | tuple):
         spec = {"name": "compose", "methods": list(spec)}
+    if not isinstance(spec, dict | str | Path):
+        raise ConfigError(
+            f"method {spec!r}: accepted: a mapping with 'name', a name, the path of a YAML file, or a list of such"
+        )
     source = "method" if isinstance(spec, dict) else str(spec)
     values = dict(spec) if isinstance(spec, dict) else read_yaml(spec)
     name = values.get("name")

@@ -14,7 +14,7 @@ from vtskip.schedules import Keep
 
 
 class AIM(Method):
-    """Every frame or image is merged to ``ceil(keep * n)`` of its n rows; in deeper layers these leave one by one, all in the end.
+    """Every frame or image is merged to ``ceil(keep * n)`` of its n rows; with depth these leave, all of them in the end.
 
     *Merging*: the rows of a frame at odd places are destinations, those at even places sources. The sources that are most
     similar (cosine) to a destination join their best one, which becomes the unweighted mean of itself and what joined it; at

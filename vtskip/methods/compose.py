@@ -20,6 +20,7 @@ from vtskip.plan import (
     SCORES,
     UNIFORM,
     VIT_CLS,
+    VIT_LOGITS,
     DecoderShape,
     LayerPlan,
     RowMap,
@@ -28,7 +29,7 @@ from vtskip.plan import (
 
 NOTES = "compose"  # key of RowMap.memo
 SETS = ("attend", "expose", "ffn", "cache")
-SHOWN = (SCORES, CARRIED, VIT_CLS, LIVE)  # what the executor, and methods that drop rows, tell all methods
+SHOWN = (SCORES, CARRIED, VIT_CLS, VIT_LOGITS, LIVE)  # what the executor, and methods that drop rows, tell all methods
 
 
 class Compose(Method):
@@ -68,7 +69,7 @@ class Compose(Method):
             try:
                 method = get_method(spec)
             except VtskipError as e:
-                raise ConfigError(f"{i}: {e}") from None
+                raise ConfigError(f"number {i}: {e}") from None
             found += method.methods if isinstance(method, Compose) else [method]
         return found
 
@@ -85,6 +86,11 @@ class Compose(Method):
             if why := collision(parts[i], parts[j], names[i], names[j]):
                 raise ConfigError(f"layer {layer}: {why}")
         return ComposedPlanner(dict(sorted(parts.items(), key=lambda part: not part[1].drops))) if parts else None
+
+
+def methods_of(method: Any) -> list[Any]:
+    """The methods of a composition; any other alone."""
+    return list(method.methods) if isinstance(method, Compose) else [method]
 
 
 def collision(first: LayerPlanner, second: LayerPlanner, a: str, b: str) -> str | None:
@@ -139,7 +145,7 @@ class ComposedPlanner(LayerPlanner):
             seen = hidden
             if norm is not None and part.sees == "normed":
                 seen = normed = norm(hidden) if normed is None else normed
-            own = part(view_of(rows, whole, notes, place, part.drops), seen)
+            own = part(view_of(rows, notes.get(("basis", place), whole), notes, place, part.drops), seen)
             cover, left = whole, largest(own)
             if part.drops:
                 own, cover, left = dropped(rows, own, whole, notes, place)
@@ -153,7 +159,8 @@ class ComposedPlanner(LayerPlanner):
 
 def largest(plan: LayerPlan) -> RowSet:
     """The rows that a plan lets into the layer: one of its sets holds the others."""
-    return max((plan.attend, plan.expose, plan.ffn), key=len)
+    attention = plan.attend if len(plan.attend) >= len(plan.expose) else plan.expose
+    return attention if len(attention) >= len(plan.ffn) else plan.ffn
 
 
 def view_of(rows: RowMap, whole: RowSet, notes: dict[Any, Any], place: str, keeps: bool) -> RowMap:
@@ -171,7 +178,8 @@ def dropped(
 ) -> tuple[LayerPlan, RowSet, RowSet]:
     """The plan of one that drops rows for good; the rows it was chosen among; and those that are left.
 
-    A decision of an earlier layer comes back as the same object; meanwhile others may have dropped more.
+    A decision of an earlier layer comes back as the same object; meanwhile others may have dropped more. Shares of later
+    stages are of the rows that it found when it first dropped some.
     """
     inside = largest(own)
     if notes.get(("last", place)) is inside:
@@ -179,9 +187,10 @@ def dropped(
     notes["last", place], left = inside, inside
     counts = tuple(min(n, m) for n, m in zip(inside.counts, whole.counts))
     if counts != inside.counts:  # its share is more than there is: with rows that are gone, which it ranks last
-        left = RowSet(inside.mask & whole.mask, counts)
+        left = whole if counts == whole.counts else RowSet(inside.mask & whole.mask, counts)
         own = replace(own, **{n: left if (s := getattr(own, n)) is inside else s.both(left) for n in SETS})
-    if left is not rows.everything:
+    if left is not whole:
+        notes.setdefault(("basis", place), whole)
         notes["live"], rows.memo[LIVE] = left, left.mask
     return own, whole, left
 
@@ -197,10 +206,11 @@ def agreed(first: LayerPlan, second: LayerPlan, whole: RowSet, cover: RowSet, ro
             return b
         if a is rows.text or b is rows.text:
             return rows.text
-        key = frozenset((id(a), id(b)))
-        if key not in known or known[key]["of"].get(id(a)) is not a or known[key]["of"].get(id(b)) is not b:
-            known[key] = {"of": {id(a): a, id(b): b}, "both": a.both(b)}  # the sets are held: an id stays theirs
-        return known[key]["both"]
+        for pair in known.values():
+            if (pair["a"] is a and pair["b"] is b) or (pair["a"] is b and pair["b"] is a):
+                return pair["both"]
+        known[len(known)] = {"a": a, "b": b, "both": a.both(b)}
+        return known[len(known) - 1]["both"]
 
     sets = {name: meet(getattr(first, name), getattr(second, name)) for name in SETS}
     aux = second.aux if first.aux is None else first.aux if second.aux is None else first.aux + second.aux

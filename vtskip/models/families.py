@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from torch import nn
 from vtskip.errors import ModelError
 from vtskip.models import groups as g
 from vtskip.models.refused import reason_against
-from vtskip.plan import DecoderShape
+from vtskip.plan import DecoderShape, View
 
 PIXEL_INPUTS = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encoder_outputs")
 
@@ -29,6 +30,7 @@ class Family:
         inputs: names of forward arguments that bring vision into a step; without one a step is text only.
         base: ``parent`` if the forward of the decoder's parent sees the inputs, ``model`` if the model's own does.
         attends: ``causal``, or the rows that see each other both ways: those of one ``image``, or the whole ``prompt``.
+        views: ``(image_sizes, config) -> how the rows of each image lie``, where its tiles can be told apart.
         deepstack: configuration attribute that lists the tower layers whose features are added after early decoder layers.
     """
 
@@ -43,6 +45,7 @@ class Family:
     base: Literal["parent", "model"] = "parent"
     attends: Literal["causal", "image", "prompt"] = "causal"
     deepstack: str | None = None
+    views: Callable[[Any, Any], list[View]] | None = None
 
     @property
     def vision(self) -> list[str]:
@@ -68,7 +71,13 @@ FAMILIES: dict[str, Family] = {
     for f in (
         Family("llava", "LlavaForConditionalGeneration", ("llama", "mistral", "qwen2"), {"image": g.images}),
         Family("vipllava", "VipLlavaForConditionalGeneration", ("llama",), {"image": g.images}),
-        Family("llava_next", "LlavaNextForConditionalGeneration", ("mistral",), {"image": g.anyres_images}),
+        Family(
+            "llava_next",
+            "LlavaNextForConditionalGeneration",
+            ("mistral",),
+            {"image": g.anyres_images},
+            views=g.anyres_views,
+        ),
         Family(
             "llava_next_video",
             "LlavaNextVideoForConditionalGeneration",

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from vtskip.errors import ModelError
+from vtskip.plan import View
 
 Sizes = list[int] | None
 GroupSizes = Callable[[str, np.ndarray, dict[str, Any], Any], Sizes]
@@ -28,6 +29,12 @@ def _pixels(modality: str, inputs: dict[str, Any]) -> torch.Tensor | None:
 
 def _encoded(modality: str, inputs: dict[str, Any]) -> Any:
     return (inputs.get("mm_encoder_outputs") or {}).get(modality)
+
+
+def cut_up(modality: str, inputs: dict[str, Any]) -> bool:
+    """Whether the encoded features are those of a chunk of a prefill: one item, with parts of any images."""
+    encoded = _encoded(modality, inputs)
+    return encoded is not None and getattr(encoded, "last_hidden_state", None) is None
 
 
 def _encoded_sizes(modality: str, inputs: dict[str, Any]) -> Sizes:
@@ -99,21 +106,35 @@ def anyres_images(modality: str, here: np.ndarray, inputs: dict[str, Any], confi
 
 def _tile_rows(pair: tuple[int, int], side: int, config: Any) -> int:
     """Rows of an image's tiles: joined to one grid, cut to the image's aspect ratio, one newline row per grid row."""
-    from transformers.image_processing_utils import select_best_resolution  # loaded with the model; slow without one
-
-    size = config.vision_config.image_size
-    rows, columns = (side * (n // size) for n in select_best_resolution(pair, config.image_grid_pinpoints))
-    height, width = pair
-    if width / height > columns / rows:
-        rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
-    else:
-        columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
+    view = view_of(pair, side, config)
+    rows, columns = view.height, view.width
     limit = getattr(config, "vision_aspect_ratio", None)  # OneVision: "anyres_max_9" shrinks a grid above 9 tiles
     if limit is not None:
         ratio = math.sqrt(rows * columns / (int(limit.removeprefix("anyres_max_")) * side**2))
         if ratio > 1.1:
             rows, columns = int(rows // ratio), int(columns // ratio)
     return rows * columns + rows
+
+
+def view_of(pair: tuple[int, int], side: int, config: Any) -> View:
+    """How the rows of an image of ``pair`` (height, width) pixels lie, if its grid is not shrunk."""
+    from transformers.image_processing_utils import select_best_resolution  # loaded with the model; slow without one
+
+    size = config.vision_config.image_size
+    lines, across = (n // size for n in select_best_resolution(pair, config.image_grid_pinpoints))
+    rows, columns, top, left = side * lines, side * across, 0, 0
+    height, width = pair
+    if width / height > columns / rows:
+        top = (rows - int(round(height * (columns / width), 7))) // 2
+    else:
+        left = (columns - int(round(width * (rows / height), 7))) // 2
+    return View(side, lines, across, top, left, rows - 2 * top, columns - 2 * left)
+
+
+def anyres_views(image_sizes: Any, config: Any) -> list[View]:
+    """LLaVA-NeXT: the view of every image of a batch, of their ``image_sizes`` in pixels."""
+    side = _side(config)
+    return [view_of(pair, side, config) for pair in _pairs(image_sizes)]
 
 
 def frames_and_newline(modality: str, here: np.ndarray, inputs: dict[str, Any], config: Any) -> Sizes:

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from vtskip.errors import ConfigError, ModelError
 from vtskip.models.cls_attention import KINDS, watch_cls
-from vtskip.models.families import decoder_of, family_of, shape_of, unwrap
+from vtskip.models.families import Family, decoder_of, family_of, shape_of, unwrap
 from vtskip.models.labelled import IGNORED
 from vtskip.models.layers import check_layers, parts_of
 from vtskip.models.sharding import elsewhere
 from vtskip.models.views import watch_views
-from vtskip.plan import MOVABLE, VIEWS, DecoderShape, LayerPlan, Planner, RowMap
+from vtskip.plan import ANSWERS, MOVABLE, VIEWS, DecoderShape, LayerPlan, Planner, RowMap
+from vtskip.runtime.answers import answer_hooks
 from vtskip.runtime.asked import asked_hooks
 from vtskip.runtime.carried import hands_on
 from vtskip.runtime.checkpoints import hand_back, take_over
@@ -104,8 +105,10 @@ class Handle:
         self.shape = shape_of(decoder)
         planners: list[Planner | None] = list(method.planners(self.shape))
         self.state = StepState(every_step=any(p is not None and p.every_step for p in planners), bucket=bucket)
+        self.state.chooses = any(getattr(p, "leaves", "none") != "none" for p in planners)
         self.state.reset(self.shape.layers)
         self._hooks: list[Any] = []
+        self._layers: list[nn.Module] = []
         self._rotary = getattr(decoder, "rotary_emb", None)
         if any(p is not None and p.compact for p in planners) and not one_position_table(self._rotary):
             raise ModelError(
@@ -121,25 +124,40 @@ class Handle:
             )
         if MOVABLE in needs and bucket is not None:
             raise ModelError(f"{method.name} moves rows by the exact sizes of the images; attach it without a bucket")
-        for kind in KINDS:
-            if kind in needs:
-                self._hooks += watch_cls(base, family, model.config, self.state, method.name, kind)
-        if VIEWS in needs and family is not None and family.views is not None:
-            self._hooks += watch_views(base, family)
         self.lossless = self.state.packs = lossless and bucket is None
         self._unread = unread_of(planners)
+        try:
+            self._put_on(family, decoder, base, planners, needs)
+            join_runs(decoder.layers, deepstack)
+        except BaseException:  # Ctrl-C too, while the layers are checked
+            self.detach()
+            raise
+        self._distinct = self._routers()
+        model.__dict__["_vtskip_handle"] = self
+
+    def _put_on(
+        self,
+        family: Family | None,
+        decoder: nn.Module,
+        base: nn.Module,
+        planners: Sequence[Planner | None],
+        needs: frozenset[str],
+    ) -> None:
+        """Patch the layers and register the hooks."""
+        model = self.model
+        if ANSWERS in needs:
+            self._hooks += answer_hooks(model, self.state)  # before those that may pack the labels
+        for kind in KINDS:
+            if kind in needs:
+                self._hooks += watch_cls(base, family, model.config, self.state, self.method.name, kind)
+        if VIEWS in needs and family is not None and family.views is not None:
+            self._hooks += watch_views(base, family)
         if self.lossless:  # padding is left out by every layer, and by some those rows that nothing reads later
             planners = [WholeLayer() if planner is None else planner for planner in planners]
             self._hooks += asked_hooks(model, decoder, self.state)
-        self._layers: list[nn.Module] = []
         for i, (layer, planner) in enumerate(zip(decoder.layers, planners)):
             if planner is not None:
-                try:
-                    self._patch(i, layer, planner)
-                except ModelError:
-                    self.detach()
-                    raise
-        join_runs(decoder.layers, deepstack)
+                self._patch(i, layer, planner)
         reader = reader_for(base, self.state, family, model.config)
         self._hooks += [
             base.register_forward_pre_hook(reader.before, with_kwargs=True),
@@ -150,8 +168,6 @@ class Handle:
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if head is not None:
             self._hooks.append(head.register_forward_pre_hook(functools.partial(count_logit_rows, self.state)))
-        self._distinct = self._routers()
-        model.__dict__["_vtskip_handle"] = self
 
     def _patch(self, index: int, layer: nn.Module, planner: Planner) -> None:
         module = cast(nn.Module, planner)

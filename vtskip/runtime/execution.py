@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 from vtskip.models.sharding import partitioned
 from vtskip.plan import LayerPlan, RowMap, RowSet
 from vtskip.rowset import on_device
-from vtskip.runtime.attention import KV, attended, project_kv, query_heads, rotate
+from vtskip.runtime.attention import KV, project_kv, query_heads, rotate
 from vtskip.runtime.cache import Sink, append, cache_layer, is_static, skip_layer
 from vtskip.runtime.carried import Carried, quiet, rest_of, whole
 from vtskip.runtime.checkpoints import checkpointed, checkpointing
@@ -29,6 +29,7 @@ from vtskip.runtime.masks import StepMask, backend, document_starts, packed, ref
 from vtskip.runtime.native import LayerRuntime, native, text_step
 from vtskip.runtime.packed import in_order, moves_fused, packed_attention, runs_packed
 from vtskip.runtime.slots import RowSlots
+from vtskip.runtime.text_runs import attended_by_runs
 from vtskip.runtime.unread import WholeLayer
 
 
@@ -163,7 +164,7 @@ class Execution:
             out = packed_attention(self, q, k, v, queries, keys)
         else:
             k, v = keys.update(k, v)
-            out = queries.unpadded(attended(attn, queries.padded(q), k, v, keys.mask, in_order=False))
+            out = queries.unpadded(attended_by_runs(self, queries.padded(q), k, v, keys))
         return attn.o_proj(out.reshape(*queries.lead, -1).contiguous())
 
     def projected(self, x: Tensor, xs: Tensor, queries: Layout, keys: Keys) -> tuple[Tensor, Tensor, KV | None]:

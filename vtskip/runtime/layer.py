@@ -75,7 +75,8 @@ def planned(layer: nn.Module, rows: RowMap, x: Tensor, kwargs: dict[str, Any]) -
     rows.memo[UNIFORM] = run.shared.uniform
     norm = getattr(layer, run.parts.attn_in)
     seen = (x, norm) if planner.sees == "both" else (norm(x) if planner.sees == "normed" else x,)
-    with torch.autocast(x.device.type, enabled=False):  # rows are scored in fp32 whatever the layers run in
+    device = "cpu" if x.is_meta else x.device.type
+    with torch.autocast(device, enabled=False):  # rows are scored in fp32 whatever the layers run in
         return planner(rows, *seen)
 
 

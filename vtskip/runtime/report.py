@@ -16,7 +16,8 @@ from vtskip.runtime.stats import StepState
 class LayerReport:
     """One decoder layer. Row counts are sums over samples and forwards; ``kept``/``kept_ffn`` are shares of the vision rows.
 
-    ``groups``: vision rows kept in each frame or image, per sample, in the last forward that had any.
+    ``groups``: vision rows kept in each frame or image, per sample, in the last forward that had any (none known of a
+    model without weights, on the meta device).
     """
 
     layer: int
@@ -98,7 +99,7 @@ def make_report(method: str, shape: DecoderShape, state: StepState) -> Report:
 
 def _kept_per_group(state: StepState, layer: int) -> list[list[int]]:
     rows = state.last_rows
-    if rows is None:
+    if rows is None or rows.vision.is_meta:
         return []
     kept: Tensor = rows.vision if layer not in state.plans else state.plans[layer].attend.mask & rows.vision
     width = max((len(s) for s in rows.sizes), default=0) + 1

@@ -13,18 +13,23 @@ from torch import Tensor, nn
 
 from vtskip.errors import ModelError
 from vtskip.kernels.dispatch import ranker
-from vtskip.models.cls_attention import of_features
+from vtskip.models.cls_attention import KINDS, of_features
 from vtskip.models.families import Family
+from vtskip.models.groups import cut_up
 from vtskip.models.sharding import same_modules
-from vtskip.plan import RowMap, run_lengths
+from vtskip.plan import RowMap, View, run_lengths
 from vtskip.runtime.stats import StepState
 
 NO_ROWS = (
     "vtskip: inputs_embeds were given, in which vision rows cannot be told from text, so all are treated as text; say where "
     "they are with Handle.rows(vision, group)"
 )
+CHUNKS = (
+    "prefill_chunk_size cuts images and frames, among whose rows the attached method chooses: each part would be taken for an "
+    "image; generate without it, or feed image by image over one cache"
+)
 
-
+Views = tuple[tuple[View | None, ...], ...]
 COMPLETE = "complete"  # key of RowMap.memo: no row of this forward or of those before it is padding
 
 
@@ -81,7 +86,8 @@ class RowReader:
         state.uniform = same_modules(module)
         state.plain, state.attentions = self.plain(inputs), self.attentions(inputs)
         state.begin(self.read_text(inputs) if rows is None else rows)
-        state.vit_cls = of_features(inputs)
+        for kind in KINDS:
+            setattr(state, kind, of_features(inputs, kind))
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self.state.leave():
@@ -122,13 +128,15 @@ class RowReader:
             return None
         if not vision.any():
             return None
+        views = None if sizes is None or override is not None else self.views(inputs, sizes)
         mask = inputs.get("attention_mask")
         valid, past_rows, complete = _valid(mask, batch, length, cache)
         if valid is not None and sizes is not None and (vision & ~valid).any():
-            vision, sizes = without_hidden(vision, valid, sizes)
+            vision, sizes, views = without_hidden(vision, valid, sizes, views)
             if not vision.any():
                 return None
         rows = RowMap.build(vision, valid, sizes, past_rows, source.device)
+        rows.views = views
         rows.memo[COMPLETE] = complete
         return rows
 
@@ -143,6 +151,26 @@ class RowReader:
         if not planned and (valid is None or valid.all()):
             return None
         return RowMap.build(np.zeros((batch, length), bool), valid, None, past, source.device)
+
+    def views(self, inputs: dict[str, Any], sizes: list[list[int]]) -> Views | None:
+        """How the rows of each sample's images lie; None where the family has no tiles or nothing tells.
+
+        Beams and returned sequences share their sample's images, which features encoded beforehand name once.
+        """
+        family, pixels = self.family, inputs.get("image_sizes")
+        if family is None or family.views is None:
+            return None
+        known = getattr((inputs.get("mm_encoder_outputs") or {}).get("image"), "views", None)
+        found = known if pixels is None else family.views(pixels, self.config)
+        images = sum(map(len, sizes))
+        if not found or images % len(found):
+            return None
+        repeats, views, at = images // len(found), [], 0
+        for b, row in enumerate(sizes):
+            at -= len(row) if b % repeats else 0
+            views.append(tuple(found[at : at + len(row)]))
+            at += len(row)
+        return tuple(views)
 
     def attentions(self, inputs: dict[str, Any]) -> bool:
         """Whether the attention maps are asked for, which transformers takes from the attention modules' outputs."""
@@ -172,7 +200,12 @@ class RowReader:
             if not here.any():
                 continue
             vision |= here
-            sizes = self.family.groups[modality](modality, here, inputs, self.config)
+            if cut_up(modality, inputs):
+                if self.state.chooses:
+                    raise ModelError(CHUNKS)
+                sizes = None
+            else:
+                sizes = self.family.groups[modality](modality, here, inputs, self.config)
             _place(here, sizes, starts, modality)
         return vision, [[size for _, size in sorted(row.items())] for row in starts]
 
@@ -219,15 +252,19 @@ def reader_for(module: nn.Module, state: StepState, family: Family | None, confi
     return RowReader(state, family, config, names)
 
 
-def without_hidden(vision: np.ndarray, valid: np.ndarray, sizes: Any) -> tuple[np.ndarray, list[list[int]]]:
-    """Vision rows without the images or frames that the attention mask hides whole, and the sizes of the others.
+def without_hidden(
+    vision: np.ndarray, valid: np.ndarray, sizes: Any, views: Views | None = None
+) -> tuple[np.ndarray, list[list[int]], Views | None]:
+    """Vision rows without the images or frames that the attention mask hides whole, and the sizes and views of the others.
 
     Raises ModelError for one that is hidden in part.
     """
     left: list[list[int]] = []
-    for row, seen, groups in zip(vision, valid, sizes):
+    lie = []
+    for b, (row, seen, groups) in enumerate(zip(vision, valid, sizes)):
         shown = np.split(seen[row], np.cumsum(groups)[:-1]) if len(groups) else []
         if any(part.any() and not part.all() for part in shown):
             raise ModelError("the attention mask hides vision rows: an image or frame cannot be partly padding")
         left.append([int(size) for size, part in zip(groups, shown) if part.all()])
-    return vision & valid, left
+        lie.append(() if views is None else tuple(view for view, part in zip(views[b], shown) if part.all()))
+    return vision & valid, left, None if views is None else tuple(lie)

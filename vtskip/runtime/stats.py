@@ -62,6 +62,7 @@ class StepState:
         layers: sums per layer over steps with vision rows, and the pairs of all steps; ``text_rows`` are the rows of the
             steps without, which ran everywhere.
         every_step: some layer wants a plan on steps without vision rows too; ``rows`` then holds text rows there.
+        chooses: some layer chooses among the rows of an image or frame.
         bucket: round the numbers of rows that run up to multiples of this.
         asked: thread -> what the forward of the whole model that it runs is asked for.
         loss_only: a forward with labels outside training is asked for its loss alone, too.
@@ -70,7 +71,9 @@ class StepState:
         padding_read: the loss of the running forward reads rows of padding.
         uniform: every process has to call the same modules in this forward, whatever its rows.
         aux: auxiliary losses of the running forward.
-        vit_cls: ``[images, rows]`` attention of the vision tower's CLS token, of the images of the running forward.
+        vit_cls, vit_logits: ``[images, rows]`` attention of the vision tower's CLS token, of the images of the running
+            forward (a tile counts as one); after the softmax, and before it.
+        answers: ``[B, S]`` bool, rows of the running forward whose own token is a label; None where nobody asks, or without.
         running: layer -> (its plan, rows already cached, the samples that attend or None for all, the part of the plan that
             ran, whether packed, and whether attention was) of the current forward; ``plans`` of the last one with vision rows.
         owner: the thread whose forward is running, if one is.
@@ -79,6 +82,7 @@ class StepState:
     rows: RowMap | None = None
     override: Any = None
     every_step: bool = False
+    chooses: bool = False
     packs: bool = False
     plain: bool = False
     attentions: bool = False
@@ -87,6 +91,8 @@ class StepState:
     bucket: int | None = None
     aux: list[Tensor] = field(default_factory=list)
     vit_cls: Tensor | None = None
+    vit_logits: Tensor | None = None
+    answers: Tensor | None = None
     layers: list[LayerCount] = field(default_factory=list)
     dense: LayerCount = field(default_factory=LayerCount)
     text_rows: int = 0
@@ -146,7 +152,7 @@ class StepState:
 
     def begin(self, rows: RowMap | None) -> None:
         self.rows = rows
-        self.running, self.aux, self.vit_cls = {}, [], None
+        self.running, self.aux, self.vit_cls, self.vit_logits = {}, [], None, None
         asked = self.asked_here()
         self.padding_read = asked is not None and asked.padding
         if rows is not None and asked is not None and (asked.labelled is not None or not self.uniform):
@@ -187,6 +193,7 @@ class StepState:
             else:
                 count.add(n, n * slots[i], vision)
         if rows is not None and rows.has_vision:
+            forget_graphs(rows.memo)
             self.last_rows, self.plans = exact, {i: _detached(plan) for i, (plan, *_) in self.running.items()}
         if cache is not None:
             self._measure_cache(cache, batch)
@@ -228,6 +235,8 @@ class StepState:
             return len(rows) if packed and not rows.bounds else padded(rows)
 
         def seen(rows: Any) -> int:  # vision rows in a set; only a method that looks at every step may leave out text
+            if not step.has_vision:
+                return 0
             if self.every_step or step.bounds or rows.bounds:
                 return int((rows.mask & step.vision).sum())
             return sum(rows.counts) - sum(step.text_counts)
@@ -253,6 +262,15 @@ def count_logit_rows(state: StepState, module: Any, args: tuple[Tensor, ...]) ->
     """Forward pre-hook of the LM head."""
     if args:
         state.logit_rows += args[0].shape[:-1].numel()
+
+
+def forget_graphs(memo: dict[Any, Any]) -> None:
+    """Take out what a method has noted with a graph, which must not outlive the step; in memos within, too."""
+    for key, value in list(memo.items()):
+        if isinstance(value, Tensor) and value.requires_grad:
+            del memo[key]
+        elif isinstance(value, dict | RowMap):
+            forget_graphs(value if isinstance(value, dict) else value.memo)
 
 
 def _detached(plan: LayerPlan) -> LayerPlan:

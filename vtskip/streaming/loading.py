@@ -1,5 +1,6 @@
 """A checkpoint folder as something that streams: model, template, and a method that may differ from the saved one."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -9,10 +10,12 @@ import torch
 from vtskip.errors import CheckpointError, ConfigError, one_line
 from vtskip.loading import load
 from vtskip.methods import Method, get_method
+from vtskip.methods.compose import methods_of
 from vtskip.runtime.attach import Handle, attach
 from vtskip.saving import method_state
 from vtskip.template import StreamTemplate
 
+PLACE = re.compile(r"(layers\.\d+\.)methods\.(\d+)\.")  # of a parameter in a composition
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -24,7 +27,7 @@ class StreamCheckpoint:
     template: StreamTemplate
     handle: Handle
     trained: dict[str, torch.Tensor]
-    trained_name: str
+    trained_names: list[str]
 
     @property
     def method(self) -> Method:
@@ -39,8 +42,8 @@ class StreamCheckpoint:
         method = get_method(spec)
         self.handle.detach()
         self.handle = attach(self.model, method)
-        own = method_state(self.model)
-        fits = method.name == self.trained_name and all(
+        own = by_router(method_state(self.model))
+        fits = routed(self.handle) == self.trained_names and all(
             k in self.trained and self.trained[k].shape == t.shape for k, t in own.items()
         )
         if fits:
@@ -48,6 +51,24 @@ class StreamCheckpoint:
                 for key, tensor in own.items():
                     tensor.copy_(self.trained[key])
         return fits or not own
+
+
+def routed(handle: Handle) -> list[str]:
+    """Names of the attached methods that have parameters."""
+    methods = methods_of(handle.method)
+    return [m.name for m in methods if any(any(True for _ in p.parameters()) for p in m.planners(handle.shape) if p)]
+
+
+def by_router(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The parameters by the number of their method among those that have some: methods without may stand beside them."""
+    found = {key: PLACE.match(key) for key in state}
+    places = sorted({int(match[2]) for match in found.values() if match})
+
+    def numbered(key: str) -> str:
+        match = found[key]
+        return key if match is None else f"{match[1]}{places.index(int(match[2]))}:{key[match.end() :]}"
+
+    return {numbered(key).replace(".0:", "."): tensor for key, tensor in state.items()}
 
 
 def load_stream(folder: str | Path, device: str = "auto", dtype: str = "auto") -> StreamCheckpoint:
@@ -67,8 +88,8 @@ def load_stream(folder: str | Path, device: str = "auto", dtype: str = "auto") -
         handle = attach(model, "dense")
     model.to(place)
     template = StreamTemplate.from_config(tokenizer, model.config)
-    state = {k: t.detach().clone() for k, t in method_state(model).items()}
-    return StreamCheckpoint(model, template, handle, state, handle.method.name)
+    state = {k: t.detach().clone() for k, t in by_router(method_state(model)).items()}
+    return StreamCheckpoint(model, template, handle, state, routed(handle))
 
 
 def pick_device(name: str) -> torch.device:
