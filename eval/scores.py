@@ -19,6 +19,7 @@ from vtskip.eval.items import stream_counts
 from vtskip.eval.lta import Actions, aued, edit_curve
 from vtskip.eval.records import SampleRecord
 from vtskip.eval.tasks import Count, Scorer, Scores, Task, register_scores
+from vtskip.eval.words import learned, word_counts
 
 Raw = Mapping[str, Any]
 
@@ -122,10 +123,14 @@ def _edits(candidates: list[list[tuple[int, int]]], truth: list[tuple[int, int]]
 
 @register_scores("stream")
 def stream(task: Task, data: DataConfig, samples: Sequence[Sample], tolerances: Sequence[float]) -> Scorer:
-    """Turn records, by the metrics of ``vtskip.eval.metrics``."""
+    """Turn records, by the metrics of ``vtskip.eval.metrics``; on synthetic clips also which words of a reply are right."""
 
     def score(sample: Sample, raw: Raw) -> Scores:
-        return stream_counts(SampleRecord.from_dict(dict(raw)), tolerances)
+        record = SampleRecord.from_dict(dict(raw))
+        scores = stream_counts(record, tolerances)
+        if data.kind == "synthetic":
+            scores["strict"] |= word_counts([turn for turn in record.turns if turn.L], learned(sample.conversation))
+        return scores
 
     return score
 

@@ -88,7 +88,7 @@ def stand_in(path, places, smoke, tmp_path):
 
 @pytest.fixture
 def base(smoke, tmp_path_factory):
-    """What ``router_tuning_tiny`` goes on from."""
+    """What files with ``model.checkpoint`` go on from."""
     from vtskip.train import run
 
     out = tmp_path_factory.mktemp("base") / "tiny_dense"
@@ -105,7 +105,7 @@ def base(smoke, tmp_path_factory):
 def test_a_file_does_its_first_step(path, places, smoke, tmp_path, request):
     read_deepspeed(load_config(TrainConfig, path))
     overrides = stand_in(path, places, smoke, tmp_path)
-    if path.stem == "router_tuning_tiny":
+    if load_config(TrainConfig, path).model.checkpoint is not None:
         overrides.append(f"model.checkpoint={request.getfixturevalue('base')}")
     found = dry_run(load_config(TrainConfig, path, overrides), processes=8, progress=False)
     assert found["step"]["loss"] > 0 and found["step"]["gradient_norm"] > 0

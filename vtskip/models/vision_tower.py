@@ -107,6 +107,8 @@ class VisionTower(nn.Module):
         names = [n for n in POOLING_PARTS if not (n == "trunk.fc_norm" and self.read == "prefix")]
         if not self.norm:
             names.append("ln_post")
+        if self.patches_alone:
+            self.visual.class_embedding.requires_grad_(False)
         for name, parameter in self.visual.named_parameters():
             if name.startswith(tuple(f"{n}." for n in names)):
                 parameter.requires_grad_(False)
