@@ -28,7 +28,7 @@ class Subject:
     """
 
     name: str
-    spec: str | dict[str, Any] | None = None
+    spec: str | dict[str, Any] | list[Any] | None = None
     run: Run = "stock"
     savings: bool = True
     frame_rows: int | None = None
@@ -55,12 +55,16 @@ def subjects_of(setting: Setting) -> list[Subject]:
     return found + [Subject(f"masked {label(spec)}", spec, "masked") for spec in setting.masked]
 
 
-def fitted(setting: Setting, spec: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+def fitted(setting: Setting, spec: Any) -> Any:
     """``spec`` of the full depth for the decoder of the setting: numbers of layers shrink in proportion."""
     full, layers = setting.full_layers, setting.layers
+    if isinstance(spec, list):
+        return [fitted(setting, part) for part in spec]
     if not isinstance(spec, dict) or full == layers:
         return spec
     out = dict(spec)
+    if spec["name"] == "compose":
+        out["methods"] = fitted(setting, spec["methods"])
     if isinstance(spec.get("layers"), list):
         out["layers"] = sorted({i * layers // full for i in spec["layers"]})
     if isinstance(spec.get("layer"), int):
@@ -119,10 +123,14 @@ def _flash(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def label(spec: str | dict[str, Any]) -> str:
-    """``mod(keep=0.2)``: the name and what was set."""
+def label(spec: str | dict[str, Any] | list[Any]) -> str:
+    """``mod(keep=0.2)``: the name and what was set; ``mod(keep=0.2) + fastv`` of several methods."""
     if isinstance(spec, str):
         return spec
+    if isinstance(spec, list):
+        return " + ".join(label(part) for part in spec)
+    if spec["name"] == "compose":
+        return label(spec["methods"])
     options = ", ".join(f"{k}={_short(v)}" for k, v in spec.items() if k != "name")
     return f"{spec['name']}({options})" if options else spec["name"]
 

@@ -15,6 +15,7 @@ from vtskip.eval.bench.config import Setting
 from vtskip.eval.bench.masked import masked
 from vtskip.eval.bench.measure import Bench
 from vtskip.eval.bench.peers import why
+from vtskip.eval.bench.subjects import fitted, label
 from vtskip.eval.bench.tables import roofline
 from vtskip.eval.journal import Journal
 from vtskip.methods import get_method
@@ -250,3 +251,16 @@ def test_peak_is_what_is_held_at_once():
         return b
 
     assert 10000 <= cpu_peak_bytes(work) <= 10200
+
+
+def test_several_methods_are_named_and_fitted_one_by_one():
+    parts = [{"name": "mod", "keep": 0.2}, "fastv", {"name": "shortv", "layers": [31, 30, 8]}]
+    assert (
+        label(parts)
+        == label({"name": "compose", "methods": parts})
+        == "mod(keep=0.2) + fastv + shortv(layers=[31,30,8])"
+    )
+    setting = Setting(shape="llava-1.5-7b", layers=8)
+    found = [{"name": "mod", "keep": 0.2}, "fastv", {"name": "shortv", "layers": [2, 7]}]
+    assert fitted(setting, parts) == found
+    assert fitted(setting, {"name": "compose", "methods": parts})["methods"] == found
