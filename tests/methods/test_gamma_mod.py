@@ -1,6 +1,7 @@
 """gamma-MoD: which rows compete, what training and inference keep, the shared router and its loss."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import vtskip
 from tests.tiny import FAMILIES, LAYERS
 from vtskip.errors import ModelError
 from vtskip.methods import get_method
+from vtskip.methods.gamma_mod import prefix
 from vtskip.plan import DecoderShape, RowMap, rows_to_keep
 from vtskip.saving import method_state
 
@@ -243,3 +245,14 @@ def test_a_batch_without_images_adds_no_loss(model):
     with vtskip.attach(model, EVERY) as handle:
         assert model(**batch, labels=batch["input_ids"]).loss.item() == stock
         assert handle.aux_loss().item() == 0
+
+
+def test_prefixes_are_counted_on_the_host():
+    """The rows up to a sample's last vision row, padding left out; of a sample without images, none."""
+    vision, valid = np.zeros((3, 9), bool), np.ones((3, 9), bool)
+    vision[0, 2:5] = vision[0, 6] = vision[1, 3:5] = True
+    valid[1, :2] = valid[0, 7:] = valid[2, 0] = False
+    rows = RowMap.build(vision, valid)
+    assert prefix(rows).sizes == ((7,), (3,), ())
+    without = replace(rows, memo={})
+    assert prefix(without).sizes == prefix(rows).sizes and torch.equal(prefix(without).group, prefix(rows).group)

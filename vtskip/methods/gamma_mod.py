@@ -2,13 +2,14 @@
 
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from vtskip.methods.base import LayerPlanner, Method
-from vtskip.plan import DecoderShape, LayerPlan, RowMap, RowSet
+from vtskip.plan import ON_HOST, DecoderShape, LayerPlan, RowMap, RowSet
 from vtskip.routers import Router, topk_per_group
 from vtskip.schedules import Constant, Keep, Schedule
 
@@ -26,7 +27,7 @@ class GammaMod(Method):
     keeps whatever has ``p > threshold`` at inference: nearly every row of an untrained router, and of a trained one a
     number that differs from the ``keep`` it was trained with.
     Ranking is over the whole sample and so not causal; a threshold judges each row alone. Counts are known on the host
-    except under a threshold and under ``text: routed``: one synchronisation per routed layer, or per forward.
+    except under a threshold, where a row's own value alone decides: one synchronisation per routed layer.
 
     Attributes:
         keep: fraction of the routable rows kept; 0.66 is the release's "0.34", which names the skipped share.
@@ -147,5 +148,14 @@ def prefix(rows: RowMap) -> RowMap:
     if "prefix" not in rows.memo:
         place = torch.arange(1, rows.vision.shape[1] + 1, device=rows.vision.device)
         inside = rows.valid & (place <= (rows.vision * place).amax(1, keepdim=True))
-        rows.memo["prefix"] = rows.one_group(inside, inside.sum(1).tolist())
+        rows.memo["prefix"] = rows.one_group(inside, prefix_counts(rows, inside))
     return rows.memo["prefix"]
+
+
+def prefix_counts(rows: RowMap, inside: Tensor) -> list[int]:
+    """How many rows each prefix has; read from the device only where other methods have chosen the rows before."""
+    if ON_HOST not in rows.memo:
+        return inside.sum(1).tolist()
+    vision, valid = rows.memo[ON_HOST]
+    behind = np.flip(np.logical_or.accumulate(np.flip(vision, 1), 1), 1)  # a vision row comes here or later
+    return (valid & behind).sum(1).tolist()
