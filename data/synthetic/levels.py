@@ -49,7 +49,7 @@ class Camera:
     ``[frames]``: brightness. ``clock``: its centre, or None.
     """
 
-    def __init__(self, level: Level, seed: tuple[int, ...], frames: int, fps: int = 10) -> None:
+    def __init__(self, level: Level, seed: tuple[int, ...], frames: int, fps: float = 10) -> None:
         rng = np.random.default_rng((*seed, 3))
         t = np.arange(frames)
         angle, phases, pace = rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi, 3), rng.uniform(1, 2)

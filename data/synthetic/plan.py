@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import ceil
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -105,7 +105,8 @@ class Plan:
         """The same clip at another frame rate."""
 
         def moved(value: Moved, *names: str) -> Moved:
-            return replace(value, **{name: self.frame_of(getattr(value, name), rate) for name in names})
+            changed: dict[str, Any] = {name: self.frame_of(getattr(value, name), rate) for name in names}
+            return replace(value, **changed)
 
         return replace(
             self,
