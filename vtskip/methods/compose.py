@@ -103,13 +103,11 @@ def collision(first: LayerPlanner, second: LayerPlanner, a: str, b: str) -> str 
         return f"{ranker} ranks rows by their attention as they come in, where {mover} still rewrites them; let it begin later"
     if first.score and second.score and first.score != second.score:
         return f"{a} and {b} score its rows in different ways; give them different layers"
-    if first.drops and second.drops:
-        return None
-    if first.every_step and (second.every_step or not second.drops):
-        other = "both decide about text; use one of them" if second.every_step else f"list {a} behind {b}"
-        return f"{a} decides about text rows too, and {b} chooses among vision rows: {other}"
     if first.drops or second.drops:
         return None
+    if first.every_step:
+        other = "both decide about text; use one of them" if second.every_step else f"list {a} behind {b}"
+        return f"{a} decides about text rows too, and {b} chooses among vision rows: {other}"
     if "none" in (first.leaves, second.leaves):
         idle, other = (a, b) if first.leaves == "none" else (b, a)
         return f"{idle} runs no vision row there, so that nothing is left for {other}; give them different layers"
@@ -188,7 +186,8 @@ def dropped(
     counts = tuple(min(n, m) for n, m in zip(inside.counts, whole.counts))
     if counts != inside.counts:  # its share is more than there is: with rows that are gone, which it ranks last
         left = whole if counts == whole.counts else RowSet(inside.mask & whole.mask, counts)
-        own = replace(own, **{n: left if (s := getattr(own, n)) is inside else s.both(left) for n in SETS})
+        cut: dict[str, Any] = {n: left if (s := getattr(own, n)) is inside else s.both(left) for n in SETS}
+        own = replace(own, **cut)
     if left is not whole:
         notes.setdefault(("basis", place), whole)
         notes["live"], rows.memo[LIVE] = left, left.mask
@@ -212,7 +211,7 @@ def agreed(first: LayerPlan, second: LayerPlan, whole: RowSet, cover: RowSet, ro
         known[len(known)] = {"a": a, "b": b, "both": a.both(b)}
         return known[len(known) - 1]["both"]
 
-    sets = {name: meet(getattr(first, name), getattr(second, name)) for name in SETS}
+    sets: dict[str, Any] = {name: meet(getattr(first, name), getattr(second, name)) for name in SETS}
     aux = second.aux if first.aux is None else first.aux if second.aux is None else first.aux + second.aux
     plan = LayerPlan(
         **sets,

@@ -53,7 +53,7 @@ class MethodLike(Protocol):
 
 def attach(
     model: nn.Module,
-    method: MethodLike | dict[str, Any] | str | Path,
+    method: MethodLike | dict[str, Any] | str | Path | Sequence[Any],
     bucket: int | None = None,
     lossless: bool = True,
 ) -> Handle:
@@ -61,7 +61,7 @@ def attach(
 
     Args:
         model: a supported model (``vtskip models``), bare or inside a PEFT wrapper.
-        method: a method object, a dict (``{"name": "mod", "keep": 0.2}``), a name, or the path of a YAML file.
+        method: a method object, a dict (``{"name": "mod", "keep": 0.2}``), a name, the path of a YAML file, or a list of such.
         bucket: for ``torch.compile``: how many rows run is rounded up to multiples of this, with fillers that change no
             result, so that inputs with different numbers of images share their graphs. None: only the rows themselves.
         lossless: rows whose output nothing reads are not computed, by any method, ``dense`` included (``docs/lossless.md``):

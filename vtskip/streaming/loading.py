@@ -34,7 +34,7 @@ class StreamCheckpoint:
         """The method attached now."""
         return cast(Method, self.handle.method)
 
-    def use(self, spec: Method | dict[str, Any] | str | Path) -> bool:
+    def use(self, spec: Method | dict[str, Any] | str | Path | list[Any]) -> bool:
         """Attach another method instead. The parameters of the saved one are reused where name and shapes fit.
 
         Returns False if the new method has parameters of its own that nobody trained.
