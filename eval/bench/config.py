@@ -16,7 +16,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Family = Literal["llama", "mistral", "qwen2"]
 Control = Literal["lossless", "attached", "keep_1", "downsample", "flash", "mixture_of_depth"]
 
-METHODS: list[str | dict[str, Any]] = [
+METHODS: list[MethodSpec] = [
     {"name": "mod", "keep": 0.2},
     {"name": "pmod"},
     {"name": "skip_ffn", "keep": 0.2},

@@ -53,10 +53,8 @@ def masked_layer(layer: Any, planner: nn.Module, rows: RowMap, x: Tensor, **kwar
         return value if name is None else getattr(layer, name)(value)
 
     normed = norm(norms.attn_in, x)
-    seen = (
-        (x, getattr(layer, norms.attn_in)) if planner.sees == "both" else (normed if planner.sees == "normed" else x,)
-    )
-    plan = planner(rows, *seen)
+    more = (getattr(layer, norms.attn_in),) if planner.sees == "both" else ()
+    plan = planner(rows, normed if planner.sees == "normed" else x, *more)
     if plan.score or plan.edit is not None:
         raise ConfigError(_NOT)
     seen = kwargs.pop("attention_mask", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -10,7 +10,7 @@ from vtskip.config import StrictModel
 from vtskip.eval.bench.config import Decoder, Dtype
 from vtskip.methods import MethodSpec
 
-METHODS: list[str | dict[str, Any]] = [
+METHODS: list[MethodSpec] = [
     "dense",
     {"name": "mod", "keep": 0.2},
     {"name": "mod", "keep": 0.2, "schedule": {"kind": "constant"}},
