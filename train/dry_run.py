@@ -21,13 +21,16 @@ from vtskip.saving import save_pretrained
 from vtskip.train import estimate
 from vtskip.train.config import TrainConfig
 from vtskip.train.parts import PARTS, learning_rates, part_of
+from vtskip.train.scoring import Scorer
 from vtskip.train.start import as_yaml
 from vtskip.train.weights import count, read_weights, write_weights
 
 SHOWN = 2  # samples
 
 
-def dry_run(config: TrainConfig, processes: int = 1, progress: bool = True) -> dict[str, Any]:
+def dry_run(
+    config: TrainConfig, processes: int = 1, progress: bool = True, scorer: Scorer | None = None
+) -> dict[str, Any]:
     """Check a configuration by doing its first step; returns what :mod:`vtskip.cli.tables_dry_run` shows.
 
     Keys: ``config``, ``parameters`` (per part), ``samples`` (their columns), ``step`` (loss, gradient norm, what got no
@@ -47,6 +50,9 @@ def dry_run(config: TrainConfig, processes: int = 1, progress: bool = True) -> d
         samples = training_samples(config, progress)
         held_out = build(config.validation, progress=progress) if config.validation else []
         model, processing, template = build_model(config, samples)
+        if scorer is not None:
+            scorer.read()
+            scorer.fits(template)
         model.to(torch.accelerator.current_accelerator() or "cpu")
         handle, own = attached(unwrap(model)), True
         if handle is None:

@@ -13,6 +13,7 @@ from tests.data.gray import gray_clip
 from tests.train import stand_ins
 from vtskip._shipped import find_shipped
 from vtskip.config import load_config
+from vtskip.eval.training import scorer_of
 from vtskip.train import TrainConfig
 from vtskip.train.dry_run import dry_run
 from vtskip.train.recipe import read_deepspeed
@@ -83,6 +84,8 @@ def stand_in(path, places, smoke, tmp_path):
                 overrides += [f"{at}.root={places[source.kind]}"] + ([f"{at}.features=null"] if source.features else [])
             if source.kind == "llava":
                 overrides += [f"{at}.annotations=records.json", f"{at}.videos=."]
+    if isinstance(config.evaluation, dict):
+        overrides += [f"evaluation.data.root={smoke}", "evaluation.data.tier=smoke"]
     return overrides
 
 
@@ -107,7 +110,10 @@ def test_a_file_does_its_first_step(path, places, smoke, tmp_path, request):
     overrides = stand_in(path, places, smoke, tmp_path)
     if load_config(TrainConfig, path).model.checkpoint is not None:
         overrides.append(f"model.checkpoint={request.getfixturevalue('base')}")
-    found = dry_run(load_config(TrainConfig, path, overrides), processes=8, progress=False)
+    config = load_config(TrainConfig, path, overrides)
+    scorer = None if config.evaluation is None else scorer_of(config.evaluation, config.out)
+    found = dry_run(config, processes=8, progress=False, scorer=scorer)
+    assert config.best is None or scorer is None or config.best.metric in scorer.primary
     assert found["step"]["loss"] > 0 and found["step"]["gradient_norm"] > 0
     silent = [name for name in found["step"]["without_gradient"] if not any(quiet in name for quiet in QUIET)]
     # B of an adapter starts at zero, and so does the gradient of its A.

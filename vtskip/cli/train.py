@@ -41,7 +41,7 @@ def command(
         from vtskip.train.dry_run import dry_run
 
         with redirect_stdout(sys.stderr):
-            found = dry_run(settings, nproc)
+            found = dry_run(settings, nproc, scorer=scorer)
         print(json.dumps(found, default=str)) if as_json else show(found)
         return
     if nproc > 1:
