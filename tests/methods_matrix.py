@@ -44,6 +44,8 @@ def composed(*methods: dict[str, Any]) -> dict[str, Any]:
     return {"name": "compose", "methods": [*methods]}
 
 
+PREDICTOR = {"width": 16, "heads": 2, "ffn": 24}
+
 MATRIX = [
     MethodRow(
         "mod",
@@ -198,6 +200,18 @@ MATRIX = [
         {"name": "globalcom2", "keep": 0.5, "score": "mean"},
         {"name": "globalcom2", "keep": 1.0, "score": "mean"},
         kept_ffn=0.7,
+    ),
+    MethodRow(
+        "dynamic_llava",
+        {"name": "dynamic_llava", "keep": 0.5, "layer": 1, **PREDICTOR},
+        {"name": "dynamic_llava", "layer": 4, **PREDICTOR},
+        causal_cache=False,
+    ),
+    MethodRow(
+        "dynamic_llava-image",
+        {"name": "dynamic_llava", "keep": 0.3, "text_keep": None, **PREDICTOR},
+        {"name": "dynamic_llava", "layer": 9, "text_keep": None, **PREDICTOR},
+        {"name": "dynamic_llava", "keep": 1.0, "text_keep": None, **PREDICTOR},
     ),
     MethodRow(
         "layer_skip",

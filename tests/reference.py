@@ -64,6 +64,18 @@ def moved_mass(
     return mass.squeeze(2).square().mean(1).sqrt()
 
 
+def key_weighted(
+    attn: nn.Module, normed: Tensor, valid: Tensor, embeddings: tuple[Tensor, Tensor], gain: Tensor
+) -> Tensor:
+    """Attention under weights of its keys, by full maps; each row has weight 1 for itself."""
+    logits = causal_logits(attn, normed, valid, embeddings)
+    itself = torch.eye(logits.shape[-1], dtype=torch.bool)
+    maps = logits.exp() * torch.where(itself, 1.0, gain[:, None, None])
+    v = attn.v_proj(normed).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+    out = (maps / maps.sum(-1, keepdim=True)) @ v.repeat_interleave(logits.shape[1] // v.shape[1], 1)
+    return attn.o_proj(out.transpose(1, 2).flatten(2))
+
+
 def causal_logits(attn: nn.Module, normed: Tensor, valid: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
     """``[B, heads, S, S]``; rows that are not ``valid`` are seen by nobody but themselves."""
     length = valid.shape[1]
@@ -113,7 +125,10 @@ def masked_layer(
     if layer.self_attn.config._attn_implementation == "eager":
         allowed = torch.where(allowed, 0.0, torch.finfo(x.dtype).min).to(x.dtype)
     given = {**kwargs, "attention_mask": allowed, "position_embeddings": embeddings, "past_key_values": None}
-    delta, _ = layer.self_attn(hidden_states=normed, **given)
+    if plan.gain_key is None:
+        delta, _ = layer.self_attn(hidden_states=normed, **given)
+    else:
+        delta = key_weighted(layer.self_attn, normed, rows.valid, embeddings, plan.gain_key)
     delta = delta if attn_out is None else getattr(layer, attn_out)(delta)
     middle = torch.where(attend[..., None], x + gained(delta, plan.gain_attn), x)
     delta = layer.mlp(getattr(layer, ffn_in)(middle))

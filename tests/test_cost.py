@@ -30,7 +30,7 @@ def prompt(vision: int, text: int) -> RowMap:
 
 
 def prefill(spec, shape: DecoderShape, rows: RowMap) -> StepState:
-    """Counts of one prefill, from the method's own plans (its scores are noise: only numbers of rows matter)."""
+    """Counts of one prefill of inference, from the method's own plans (its scores are noise: only numbers of rows matter)."""
     length, state = rows.vision.shape[1], StepState()
     hidden = torch.zeros(1, length, shape.hidden)
     rows.memo |= {(SCORES, i): torch.rand(1, length) for i in range(shape.layers)}
@@ -144,6 +144,8 @@ def test_videollm_mod_share_of_the_vision_work(name, share):
         ("fastv_k3_r50", LLAVA_7B, 576, 4.988, 0.587),
         ("fastv_k3_r75", LLAVA_7B, 576, 3.259, 0.383),
         ("pyramid_drop", LLAVA_7B, 576, 4.404, 0.518),
+        ("dynamic_llava_1.5_7b", LLAVA_7B, 576, 2.721, 0.320),
+        ("dynamic_llava_1.5_7b_image", LLAVA_7B, 576, 2.721, 0.320),
     ],
 )
 def test_dropping_tflops(name, shape, vision, tflops, ratio):

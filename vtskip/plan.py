@@ -17,6 +17,7 @@ from vtskip.errors import ModelError
 from vtskip.rowset import Rounding, RowSet, lazy, on_device, round_up, rows_to_keep, rows_to_keep_of
 
 __all__ = [
+    "ANSWERS",
     "CARRIED",
     "LIVE",
     "MOVABLE",
@@ -286,7 +287,7 @@ def moved_to(value: Any, device: torch.device, seen: dict[int, Any] | None = Non
 
 ON_HOST = "on host"  # key of RowMap.memo: `vision` and `valid` as they were given, numpy arrays
 SCORES, CARRIED, VIT_CLS = "scores", "carried", "vit_cls"  # keys of RowMap.memo that the executor fills in
-VIT_LOGITS = "vit_logits"  # another
+VIT_LOGITS, ANSWERS = "vit_logits", "answers"  # others
 MOVABLE, VIEWS = "movable", "views"  # what a planner may need beside SCORES, VIT_CLS and VIT_LOGITS
 UNIFORM = "uniform"  # key of RowMap.memo: every planner has to be asked, as those of other processes are
 LIVE = (
@@ -319,6 +320,8 @@ class LayerPlan:
     Rows outside ``attend`` and ``ffn`` leave as they came, times ``gain_row`` where ``gain_skipped`` is set.
 
     Attributes:
+        gain_key: ``[B, S]``, differentiable, at least 0: how much of a row the others see, as a weight on the exponentials of
+            attention; each row sees itself in full, and what earlier steps left. Slow: for training.
         score: leave this layer's attention of the last row in ``rows.memo[SCORES, layer]``, ``[B, S]``, or what a
             :class:`Propagation` over the rows that attend gives.
         edit: ``[B, S, hidden]``, what the rows enter this layer as instead (merged rows, rows written into free places).
@@ -333,6 +336,7 @@ class LayerPlan:
     gain_attn: Tensor | None = None
     gain_ffn: Tensor | None = None
     gain_row: Tensor | None = None
+    gain_key: Tensor | None = None
     gain_on: Literal["output", "delta"] = "output"
     gain_skipped: bool = False
     score: bool | Propagation = False
@@ -349,7 +353,7 @@ class LayerPlan:
     def one_set(self) -> bool:
         """True if the layer can run natively on one gathered set of rows."""
         same = self.attend is self.expose is self.ffn
-        return same and self.gain_attn is None and self.gain_ffn is None
+        return same and self.gain_attn is None and self.gain_ffn is None and self.gain_key is None
 
 
 class Planner(Protocol):
@@ -369,6 +373,7 @@ class Planner(Protocol):
         needs: what not every model has; the others are refused at attach. ``VIT_CLS``: the attention of the vision
             tower's CLS token to each row's patch, offered as ``rows.memo[VIT_CLS]`` ``[B, S]`` (0 on other rows).
             ``VIT_LOGITS``: the same in the tower's last layer before the softmax, mean over heads, of tiled images, too.
+            ``ANSWERS``: where labels are given, ``[B, S]`` bool, the rows whose own token is one, as ``rows.memo[ANSWERS]``.
             ``VIEWS``: ``rows.views`` of images that were encoded before the forward.
             ``MOVABLE``: values may move from one vision row to another, as no later layer adds to rows by their place.
     """

@@ -13,6 +13,7 @@ from vtskip.methods.base import LayerPlanner, Method
 from vtskip.methods.baselines import EarlyExit, LayerSkip, Random, Uniform
 from vtskip.methods.compose import Compose
 from vtskip.methods.dense import Dense
+from vtskip.methods.dynamic_llava import DynamicLlava
 from vtskip.methods.fastv import FastV
 from vtskip.methods.gamma_mod import GammaMod
 from vtskip.methods.globalcom2 import GlobalCom2
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
     "globalcom2": GlobalCom2,
     "skip_ffn": SkipFFN,
     "skip_vision": SkipVision,
+    "dynamic_llava": DynamicLlava,
     "random": Random,
     "uniform": Uniform,
     "layer_skip": LayerSkip,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vtskip.errors import ConfigError, VtskipError
 from vtskip.methods.base import LayerPlanner, Method
 from vtskip.plan import (
+    ANSWERS,
     CARRIED,
     LIVE,
     MOVABLE,
@@ -29,7 +30,7 @@ from vtskip.plan import (
 
 NOTES = "compose"  # key of RowMap.memo
 SETS = ("attend", "expose", "ffn", "cache")
-SHOWN = (SCORES, CARRIED, VIT_CLS, VIT_LOGITS, LIVE)  # what the executor, and methods that drop rows, tell all methods
+SHOWN = (SCORES, CARRIED, VIT_CLS, VIT_LOGITS, ANSWERS, LIVE)  # what the executor, and methods that drop rows, tell all methods
 
 
 class Compose(Method):
@@ -217,6 +218,7 @@ def agreed(first: LayerPlan, second: LayerPlan, whole: RowSet, cover: RowSet, ro
         **sets,
         gain_attn=product(first.gain_attn, second.gain_attn),
         gain_ffn=product(first.gain_ffn, second.gain_ffn),
+        gain_key=product(first.gain_key, second.gain_key),
         score=first.score or second.score,
         edit=first.edit if second.edit is None else second.edit,
         carry=first.carry if second.carry is None else second.carry,

@@ -31,6 +31,7 @@ from vtskip.runtime.packed import in_order, moves_fused, packed_attention, runs_
 from vtskip.runtime.slots import RowSlots
 from vtskip.runtime.text_runs import attended_by_runs
 from vtskip.runtime.unread import WholeLayer
+from vtskip.runtime.weighted import by_weighted_keys
 
 
 class Execution:
@@ -91,13 +92,16 @@ class Execution:
 
     def seam(self, x: Tensor) -> Tensor:
         plan, body, free = self.plan, self.query, not (self.packs or self.alike)
+        gains = plan.gain_attn, plan.gain_ffn, plan.gain_row
+        if plan.gain_key is not None:
+            return checkpointed(self.layer, self.query, x, *gains, plan.gain_key)
         if free and plan.one_set:
             if self.rows.is_all(plan.attend) and plan.cache is plan.attend and not self.compact:
                 return self.weigh(x, text_step(self.layer, x, self.kwargs), plan.gain_row)
             return self.block(x)
         if free and plan.attend is plan.expose:
             body = self.branch
-        return checkpointed(self.layer, body, x, plan.gain_attn, plan.gain_ffn, plan.gain_row)
+        return checkpointed(self.layer, body, x, *gains)
 
     # ---------------------------------------------------------------- the seams
 
@@ -127,22 +131,35 @@ class Execution:
         return self.finish(x, xs, delta, layout, gain_attn, gain_ffn, gain_row)
 
     def query(
-        self, x: Tensor, gain_attn: Tensor | None = None, gain_ffn: Tensor | None = None, gain_row: Tensor | None = None
+        self,
+        x: Tensor,
+        gain_attn: Tensor | None = None,
+        gain_ffn: Tensor | None = None,
+        gain_row: Tensor | None = None,
+        gain_key: Tensor | None = None,
     ) -> Tensor:
         layer, queries, keys = self.layer, self.layout(self.attend), Keys(self, self.layout(self.expose))
         if queries.empty and keys.layout.empty:
             self.write_nothing(x)
             return self.weigh(x, self.ffn(x, gain_ffn), gain_row)
-        if queries is keys.layout:
+        if queries is keys.layout and not (keys.whole and queries.ok is not None):
             xs, normed = queries.take_normed(x, getattr(layer, self.parts.attn_in))
         else:
             xs, normed = queries.take(x), None
-        delta = self.attention(x, xs, normed, queries, keys)
+        delta = self.attention(x, xs, normed, queries, keys, gain_key)
         if delta is None:
             return self.weigh(x, self.ffn(x, gain_ffn), gain_row)
         return self.finish(x, xs, delta, queries, gain_attn, gain_ffn, gain_row)
 
-    def attention(self, x: Tensor, xs: Tensor, normed: Tensor | None, queries: Layout, keys: Keys) -> Tensor | None:
+    def attention(
+        self,
+        x: Tensor,
+        xs: Tensor,
+        normed: Tensor | None,
+        queries: Layout,
+        keys: Keys,
+        gain_key: Tensor | None = None,
+    ) -> Tensor | None:
         """Attention update of the queries' rows; None where there is none, and K and V are written alone.
 
         Projected in the order of the stock attention: sharded parameters are gathered in call order on every rank.
@@ -150,7 +167,7 @@ class Execution:
         attn, embeddings = self.layer.self_attn, self.kwargs["position_embeddings"]
         asking, shown, joined = self.projected(x, xs, queries, keys) if normed is None else (normed, normed, None)
         turned = queries.take_all(*embeddings)
-        if queries is keys.layout:
+        if normed is not None:
             embeddings = turned
         elif not keys.whole:
             embeddings = keys.layout.take_all(*embeddings)
@@ -164,6 +181,9 @@ class Execution:
             out = packed_attention(self, q, k, v, queries, keys)
         else:
             k, v = keys.update(k, v)
+            if gain_key is not None:
+                out = queries.unpadded(by_weighted_keys(self, queries.padded(q), k, v, keys, gain_key))
+                return attn.o_proj(out.reshape(*queries.lead, -1).contiguous())
             out = queries.unpadded(attended_by_runs(self, queries.padded(q), k, v, keys))
         return attn.o_proj(out.reshape(*queries.lead, -1).contiguous())
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtskip.models.cls_attention import KINDS, scores_of_rows
-from vtskip.plan import CARRIED, LIVE, SCORES, UNIFORM, LayerPlan, Propagation, RowMap
+from vtskip.plan import ANSWERS, CARRIED, LIVE, SCORES, UNIFORM, LayerPlan, Propagation, RowMap
 from vtskip.runtime.attention import last_row_scores
 from vtskip.runtime.cache import cache_layer, skip_layer
 from vtskip.runtime.execution import Execution
@@ -70,6 +70,8 @@ def planned(layer: nn.Module, rows: RowMap, x: Tensor, kwargs: dict[str, Any]) -
     for kind in KINDS:
         if kind in planner.needs and rows.has_vision:
             rows.memo[kind] = scores_of_rows(getattr(run.shared, kind), rows, kind)
+    if ANSWERS in planner.needs and run.shared.answers is not None:
+        rows.memo[ANSWERS] = run.shared.answers.to(x.device)
     if SCORES in planner.needs and (rows.has_vision or run.shared.uniform):
         rows.memo[SCORES, run.index] = scores(layer, rows.memo.get(LIVE, rows.valid), x, kwargs)
     rows.memo[UNIFORM] = run.shared.uniform

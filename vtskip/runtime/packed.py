@@ -61,6 +61,8 @@ def in_order(ex: Execution, same: bool) -> bool:
     attention keep their masks, dropout the implementation that has it.
     """
     attn, step, free = ex.layer.self_attn, ex.step, by_position(ex)
+    if ex.plan.gain_key is not None:
+        return False
     name = attn.config._attn_implementation or "sdpa"
     if not (name == "sdpa" or (ex.kind == "flash" and (same or free))):
         return False

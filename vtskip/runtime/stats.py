@@ -237,8 +237,11 @@ class StepState:
         def seen(rows: Any) -> int:  # vision rows in a set; only a method that looks at every step may leave out text
             if not step.has_vision:
                 return 0
-            if self.every_step or step.bounds or rows.bounds:
-                return int((rows.mask & step.vision).sum())
+            exact = not (step.bounds or rows.bounds)
+            if exact and (rows.sizes is not None or step.is_all(rows)):
+                return sum(map(sum, step.sizes if rows.sizes is None else rows.sizes))
+            if self.every_step or not exact:
+                return int((rows.mask & step.vision.to(rows.mask.device)).sum())
             return sum(rows.counts) - sum(step.text_counts)
 
         attend, expose = ran(part.attend), ran(part.expose)
