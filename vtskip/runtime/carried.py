@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vtskip.runtime.layout import Layout
 
 # What may be asked of a carried tensor without its values.
-UNREAD = {Tensor.shape.__get__, Tensor.device.__get__, Tensor.dtype.__get__, Tensor.size, Tensor.dim}  # type: ignore[attr-defined]
+UNREAD = {Tensor.shape.__get__, Tensor.device.__get__, Tensor.dtype.__get__, Tensor.size, Tensor.dim}
 
 
 class Carried(Tensor):
@@ -39,7 +39,7 @@ class Carried(Tensor):
 
     @staticmethod
     def __new__(cls, place: Layout, packed: Tensor, rest: Tensor) -> Carried:
-        return Tensor._make_wrapper_subclass(cls, rest.shape, dtype=rest.dtype, device=rest.device)  # type: ignore[attr-defined]
+        return Tensor._make_wrapper_subclass(cls, rest.shape, dtype=rest.dtype, device=rest.device)
 
     def __init__(self, place: Layout, packed: Tensor, rest: Tensor):
         self.place, self.packed, self.rest = place, packed, rest

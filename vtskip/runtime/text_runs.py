@@ -31,12 +31,12 @@ def attended_by_runs(ex: Execution, q: Tensor, k: Tensor, v: Tensor, keys: Keys)
     if runs is None or k.shape[2] != ex.length:
         return attended(attn, q, k, v, keys.mask, in_order=False)
     mask = mask_of(ex, keys)
-    parts = []
-    for first, behind, seen in runs:
-        part = mask[:, :, first:behind, :seen]
-        args = q[:, :, first:behind], k[:, :, :seen], v[:, :, :seen]
-        parts.append(attended(attn, *args, lambda kind, part=part: part, in_order=False))
-    return torch.cat(parts, 1)
+
+    def one(first: int, behind: int, seen: int) -> Tensor:
+        shown = mask[:, :, first:behind, :seen]
+        return attended(attn, q[:, :, first:behind], k[:, :, :seen], v[:, :, :seen], lambda kind: shown, in_order=False)
+
+    return torch.cat([one(*run) for run in runs], 1)
 
 
 def runs_of(ex: Execution, keys: Keys) -> list[Run] | None:
