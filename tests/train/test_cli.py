@@ -59,6 +59,19 @@ def test_interrupted_runs_are_resumed(config_file, values):
     assert other.code == 2 and "has seed 0, this configuration 1" in other.err
 
 
+def test_scores_are_told_while_it_trains_and_at_the_end(config_file, values, smoke):
+    data = f"{{kind: synthetic, root: {smoke}, tier: smoke, split: val, system: You see it., instruction: Narrate.}}"
+    config_file.write_text(config_file.read_text() + f"evaluation: {{data: {data}, tasks: [ego4d_narration]}}\n")
+    score = "ego4d_narration/strict/time_diff"
+    result = run_cli("train", config_file, "eval_every=2", "evaluation.max_samples=1", f"best={{metric: {score}}}")
+    assert result.code == 0, result.err
+    assert f"evaluation after step 2: {score}" in result.err and f"evaluation after step 3: {score}" in result.err
+    assert f"held out: {score}" in result.out and "best: checkpoint-" in result.out
+    for flag in ((), ("--dry-run",)):
+        wrong = run_cli("train", config_file, "evaluation.max_sample=1", f"out={values['out']}_other", *flag)
+        assert wrong.code == 2 and "did you mean 'max_samples'" in wrong.err and wrong.out == ""
+
+
 def test_a_dry_run_shows_everything_and_leaves_nothing(config_file, values, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     result = run_cli("train", config_file, "--dry-run", "optim.lrs.router=0.5")
