@@ -91,7 +91,7 @@ class Execution:
         return out if self.layer.vtskip.runtime.hands_on else whole(out)
 
     def seam(self, x: Tensor) -> Tensor:
-        plan, body, free = self.plan, self.query, not (self.packs or self.alike)
+        plan, free = self.plan, not (self.packs or self.alike)
         gains = plan.gain_attn, plan.gain_ffn, plan.gain_row
         if plan.gain_key is not None:
             return checkpointed(self.layer, self.query, x, *gains, plan.gain_key)
@@ -100,8 +100,8 @@ class Execution:
                 return self.weigh(x, text_step(self.layer, x, self.kwargs), plan.gain_row)
             return self.block(x)
         if free and plan.attend is plan.expose:
-            body = self.branch
-        return checkpointed(self.layer, body, x, *gains)
+            return checkpointed(self.layer, self.branch, x, *gains)
+        return checkpointed(self.layer, self.query, x, *gains)
 
     # ---------------------------------------------------------------- the seams
 
