@@ -80,11 +80,7 @@ def new_model(recipe: ModelRecipe, data: DataConfig, samples: list[Sample]) -> t
     else:
         language_model, text_config = None, tiny_lm_config(dict(recipe.lm or {}), tokenizer)
     config = StreamingLlavaConfig(
-        vision=recipe.vision,
-        vision_pretrained=recipe.vision_pretrained,
-        image_size=recipe.image_size,
-        cls_token=recipe.cls_token,
-        pool=list(recipe.pool) if recipe.pool else None,
+        **tower_options(recipe),
         fps=data.fps,
         text_config=text_config,
         system_prompt=data.system,
@@ -96,6 +92,17 @@ def new_model(recipe: ModelRecipe, data: DataConfig, samples: list[Sample]) -> t
         model = StreamingLlava(config, language_model)
     model.load_vision()
     return model, tokenizer
+
+
+def tower_options(recipe: ModelRecipe) -> dict[str, Any]:
+    """What the configuration says of the tower and of the rows it gives."""
+    return {
+        "vision": recipe.vision,
+        "vision_pretrained": recipe.vision_pretrained,
+        "image_size": recipe.image_size,
+        "cls_token": recipe.cls_token,
+        "pool": list(recipe.pool) if recipe.pool else None,
+    }
 
 
 def make_tokenizer(recipe: ModelRecipe, samples: list[Sample]) -> Any:

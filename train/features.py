@@ -15,6 +15,7 @@ from vtskip.errors import ConfigError, DataError, nearest
 from vtskip.models.encoder_facts import encoder_facts
 from vtskip.streaming.loading import load_stream, pick_device
 from vtskip.streaming.model import LlavaStream
+from vtskip.train.build import tower_options
 from vtskip.train.config import TrainConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -103,14 +104,8 @@ def tower_of(path: str) -> Any:
             f"{path}: model.vision_pretrained is not given, so there is no tower to make features with yet"
         )
     small = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    config = StreamingLlavaConfig(
-        vision=recipe.vision,
-        vision_pretrained=recipe.vision_pretrained,
-        image_size=recipe.image_size,
-        cls_token=recipe.cls_token,
-        pool=list(recipe.pool) if recipe.pool else None,
-        text_config=small | {"num_attention_heads": 1, "vocab_size": 8},
-    )
+    text = small | {"num_attention_heads": 1, "vocab_size": 8}
+    config = StreamingLlavaConfig(**tower_options(recipe), text_config=text)
     model = StreamingLlava(config)
     model.load_vision()
     return model

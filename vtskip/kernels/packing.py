@@ -67,11 +67,6 @@ class PackedRows:
             return k_pos.cummax(1).values
         return torch.cat([part.cummax(0).values for part in k_pos.split(self.lens_k)])
 
-    @classmethod
-    def of_indices(cls, index: Tensor, lens: Sequence[int]) -> PackedRows:
-        """The same rows as queries and keys; ``index`` ``[T]`` their positions."""
-        return cls(lens, lens, index, index, same_rows=True)
-
     def borders(self, which: str) -> Tensor:
         """``cu_q`` or ``cu_k`` on the device, int32, without waiting for it."""
         if which not in self._memo:

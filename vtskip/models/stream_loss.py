@@ -12,18 +12,6 @@ def stream_loss(
     frame_id: int,
     weight: float = 1.0,
     num_items: Tensor | int | None = None,
-) -> Tensor:
-    """The loss of :func:`stream_loss_parts` alone."""
-    return stream_loss_parts(logits, labels, input_ids, frame_id, weight, num_items)[0]
-
-
-def stream_loss_parts(
-    logits: Tensor,
-    labels: Tensor,
-    input_ids: Tensor,
-    frame_id: int,
-    weight: float = 1.0,
-    num_items: Tensor | int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scalar loss: ``sum_p w_p · CE(logits[p], labels[p]) / number of labelled p``.
 

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from vtskip.errors import ModelError
 from vtskip.models.labelled import IGNORED, only_rows
 from vtskip.models.sharding import partitioned
-from vtskip.models.stream_loss import stream_loss_parts
+from vtskip.models.stream_loss import stream_loss
 from vtskip.models.vision_tower import VisionTower, load_pretrained, normalisation, resolve
 
 METHOD_KEY = ".vtskip."  # parameters of an attached method; they are saved by `vtskip.saving`, not with the model
@@ -295,7 +295,7 @@ class StreamingLlava(PreTrainedModel, GenerationMixin):
             ids = input_ids if learned is None else input_ids.flatten()[None, learned]
             targets = labels if learned is None else labels.flatten()[None, learned]
             weight = self.config.stream_loss_weight if stream_loss_weight is None else stream_loss_weight
-            loss, parts = stream_loss_parts(out.logits, targets, ids, self.config.frame_id, weight, num_items_in_batch)
+            loss, parts = stream_loss(out.logits, targets, ids, self.config.frame_id, weight, num_items_in_batch)
         return StreamOutput(
             loss=loss,
             loss_parts=parts,

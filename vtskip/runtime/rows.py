@@ -130,7 +130,7 @@ class RowReader:
             return None
         views = None if sizes is None or override is not None else self.views(inputs, sizes)
         mask = inputs.get("attention_mask")
-        valid, past_rows, complete = _valid(mask, batch, length, cache)
+        valid, past_rows, complete = _valid(mask, length, cache)
         if valid is not None and sizes is not None and (vision & ~valid).any():
             vision, sizes, views = without_hidden(vision, valid, sizes, views)
             if not vision.any():
@@ -147,7 +147,7 @@ class RowReader:
         if source is None or not (planned or (self.state.packs and self.state.plain and source.shape[1] > 1)):
             return None
         batch, length = source.shape[:2]
-        valid, past, _ = _valid(inputs.get("attention_mask"), batch, length, inputs.get("past_key_values"))
+        valid, past, _ = _valid(inputs.get("attention_mask"), length, inputs.get("past_key_values"))
         if not planned and (valid is None or valid.all()):
             return None
         return RowMap.build(np.zeros((batch, length), bool), valid, None, past, source.device)
@@ -236,7 +236,7 @@ def _place(here: np.ndarray, sizes: list[int] | None, starts: list[dict[int, int
             at += size
 
 
-def _valid(mask: Any, batch: int, length: int, cache: Any) -> tuple[np.ndarray | None, list[int] | int, bool]:
+def _valid(mask: Any, length: int, cache: Any) -> tuple[np.ndarray | None, list[int] | int, bool]:
     """Padding of this step's rows (None: no padding), how many content rows each sample had before it, and whether there is
     no padding in all steps."""
     past = 0 if cache is None else int(cache.get_seq_length())
