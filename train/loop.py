@@ -36,7 +36,7 @@ from vtskip.train.safe_load import numbers_only
 from vtskip.train.sampling import Batches
 from vtskip.train.scoring import PREFIX, BestScore, Learner, Scorer, Tell, added_up, means, unchanged_random
 from vtskip.train.state import load_state, save_state
-from vtskip.train.warmup import KeepSchedule
+from vtskip.train.warmup import KeepSchedule, Progress
 from vtskip.train.watch import Watcher
 
 BROKEN_LOG, PICTURES = "broken.jsonl", "pictures"
@@ -76,7 +76,7 @@ class RunTrainer(Trainer):
         self.probe: Probe | None = None
         self.resumed: Path | None = None
         self._staged: Path | None = None
-        for callback in (Turns(self), self.signals, self.schedule):
+        for callback in (Turns(self), self.signals, self.schedule, Progress(model)):
             if callback is not None:
                 self.add_callback(callback)
 

@@ -74,3 +74,16 @@ class KeepSchedule(TrainerCallback, ExportableState):
         for planner, own in self.own:
             planner.keep = own if done == 1.0 else self.options.start + (own - self.options.start) * done
         self.value = sum(planner.keep for planner, _ in self.own) / len(self.own)
+
+
+class Progress(TrainerCallback):
+    """Tells planners that ask (an attribute ``progress``) which share of the run's steps is behind them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        decoder, _ = decoder_of(model)
+        planners = [p for layer in decoder.layers if "vtskip" in layer._modules for p in layer.vtskip.modules()]
+        self.asking: list[Any] = [p for p in planners if isinstance(getattr(p, "progress", None), float)]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for planner in self.asking:
+            planner.progress = state.global_step / max(state.max_steps, 1)

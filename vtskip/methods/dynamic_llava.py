@@ -24,7 +24,9 @@ class DynamicLlava(Method):
     weights ``exp(s) D / sum exp(s) D`` with D 0 or 1 and the gradient of a soft choice (Gumbel noise, straight-through). So
     training costs more than a dense model's, and attention with these weights is not a fused kernel. The auxiliary loss is
     ``loss_weight`` times the mean over images of ``(keep - mean D)^2``, and over answers of at least ``min_answer`` rows of
-    ``(text_keep - mean D)^2``; shorter answers keep all. The temperature of the choice falls from 1 to 0.1 over a run.
+    ``(text_keep - mean D)^2``; shorter answers keep all. The temperature of the choice falls from 1 to 0.1 over a run of
+    ``vtskip train``, which sets the planners' ``progress`` (for a Trainer of your own: the callback
+    ``vtskip.train.warmup.Progress(model)``).
 
     Differs from the release: images of a sample are judged one by one (there it has one), so images one by one give the same
     as at once; where D is 0 nothing leaks (there 1e-6 of the weight goes to hidden rows, and to later ones); and the noise is
