@@ -4,7 +4,7 @@ The samples, prompts and metrics are those of ``vtskip eval``; only the model's 
 numbers have no intervals. Training calls this through its ``Scorer`` protocol and knows nothing of it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -50,8 +50,10 @@ class TaskScores:
         own = {"rows": (), "live_clips": 0, "out": None, "method": None}
         self.config = config.model_copy(update=own)
         self.tasks = [load_task(run.task, config.include_path) for run in config.runs] or [STREAMS]
-        self.primary = {f"{task.task}/{task.primary}": task.higher_is_better for task in self.tasks}
-        self.shown = [f"{task.task}/{name}" for task in self.tasks for name in (task.primary, *task.shown)]
+        self.primary: Mapping[str, bool] = {f"{task.task}/{task.primary}": task.higher_is_better for task in self.tasks}
+        self.shown: Sequence[str] = [
+            f"{task.task}/{name}" for task in self.tasks for name in (task.primary, *task.shown)
+        ]
         self.sets: list[TaskSet] = []
         self.frames: FrameCache | None = None
 

@@ -73,9 +73,9 @@ class Scorer(Protocol):
 
 @contextmanager
 def unchanged_random() -> Iterator[None]:
-    """What happens inside draws other random numbers than what comes after it, on every device: evaluation changes no run."""
+    """What happens inside draws other random numbers than what comes after it: evaluation changes no run."""
     python, arrays = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng(devices):
             yield
