@@ -5,6 +5,7 @@ Run by torchrun with a JSON file of cases. The first rank's batch has frames, th
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -95,6 +96,7 @@ def compare(case, rank, ranks):
     }
 
 
+warnings.filterwarnings("error", "FSDP2-wrapped module .* returned a view")
 settings = json.loads(Path(sys.argv[1]).read_text())
 dist.init_process_group("gloo")
 rank, ranks = dist.get_rank(), dist.get_world_size()

@@ -20,9 +20,9 @@ CUT_UP = {
 
 
 def zero(stage, folder):
-    """The shipped settings of a stage, for a tiny model."""
+    """The shipped settings of a stage (``3``, ``"3_offload"``), for a tiny model."""
     settings = json.loads((ZERO / f"zero{stage}.json").read_text())
-    if stage == 3:
+    if settings["zero_optimization"]["stage"] == 3:
         settings["zero_optimization"] |= CUT_UP
     path = folder / "zero.json"
     path.write_text(json.dumps(settings))

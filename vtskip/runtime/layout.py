@@ -70,7 +70,8 @@ class Layout:
         """
         gain, ok = (None if t is None else t.reshape(-1) for t in (gain, self.ok))
         flat = base.reshape(-1, base.shape[-1])
-        return dispatch.scatter_update(flat, self.index, rows.flatten(0, 1), gain, mode, ok, fresh).view(base.shape)
+        flat = dispatch.scatter_update(flat, self.index, rows.flatten(0, 1), gain, mode, ok, fresh)
+        return shaped(flat, base)
 
     def write(self, base: Tensor, new: Tensor, old: Tensor) -> Tensor:
         """A copy of ``base`` with ``new`` in it; ``old`` is what these rows are there."""
@@ -84,7 +85,7 @@ class Layout:
     def put(self, base: Tensor, rows: Tensor) -> Tensor:
         """A copy of ``base`` ``[B, S, D]`` with these rows in it."""
         flat = base.reshape(-1, base.shape[-1]).index_copy(0, self.index, rows.flatten(0, 1).to(base.dtype))
-        return flat.view(base.shape)
+        return shaped(flat, base)
 
     def put_(self, base: Tensor, rows: Tensor) -> Tensor:
         """The same into ``base``, which is contiguous and nobody else's."""
@@ -97,7 +98,7 @@ class Layout:
         if fresh:
             base.view(flat.shape).index_add_(0, self.index, delta)
             return base
-        return flat.index_add(0, self.index, delta).view(base.shape)
+        return shaped(flat.index_add(0, self.index, delta), base)
 
     # ---------------------------------------------------------------- heads: [1, heads, T, d] or [B, heads, width, d]
 
@@ -117,3 +118,10 @@ class Layout:
     def unpadded(self, t: Tensor) -> Tensor:
         """The way back from :meth:`padded`, of ``[B, width, ...]``."""
         return t.flatten(0, 1).index_select(0, self.rows.slots)[None] if self.packed else t
+
+
+def shaped(flat: Tensor, like: Tensor) -> Tensor:
+    """A new tensor's rows ``[B * S, D]`` as ``[B, S, D]``, and no view of it to autograd: FSDP2 warns of layers that return
+    one, because somebody who writes into it would undo its hooks.
+    """
+    return torch.ops.aten._unsafe_view(flat, like.shape)
