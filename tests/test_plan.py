@@ -74,3 +74,40 @@ def test_padding_is_never_vision():
 def test_groups_that_do_not_add_up_are_named():
     with pytest.raises(ModelError, match=r"sample 0.*\[2\].*3 vision rows"):
         RowMap.build(np.array([[1, 1, 1]], bool), sizes=[[2]])
+
+
+def two_images():
+    """t v v v t v v, and one image of three behind a row of padding."""
+    vision = np.array([[0, 1, 1, 1, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1]], bool)
+    return RowMap.build(vision, np.array([[1] * 7, [0] + [1] * 6], bool), [[3, 2], [3]])
+
+
+def test_a_view_of_fewer_rows_counts_them_anew():
+    rows = two_images()
+    kept = torch.tensor([[0, 1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0, 1]], dtype=torch.bool)
+    view = rows.within(live := rows.text_and(kept, [[2, 1], [1]]), {})
+    assert view.everything is live and view.text is rows.text and view.is_all(live)
+    assert view.sizes == ((2, 1), (1,)) and view.text_counts == rows.text_counts
+    assert view.group.tolist() == [[-1, 0, -1, 0, -1, -1, 1], [-1, -1, -1, -1, -1, -1, 0]]
+    assert view.offset[kept].tolist() == [0, 1, 0, 0] and view.position.equal(rows.position)
+    assert view.group_size[kept].tolist() == [2, 2, 1, 1] and view.group_keep(0.5)[kept].tolist() == [1, 1, 1, 1]
+    assert view.valid.equal(rows.text.mask | kept) and not (view.vision & ~kept).any()
+
+
+@pytest.mark.parametrize("counts", [[3, 1], [[3], [1]]])
+def test_without_sizes_of_the_images_a_sample_is_one_group(counts):
+    rows = two_images()
+    kept = torch.tensor([[0, 1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0, 1]], dtype=torch.bool)
+    view = rows.within(rows.text_and(kept, counts), {})
+    assert view.sizes == ((3,), (1,)) and view.offset[kept].tolist() == [0, 1, 2, 0]
+    assert view.group[kept].tolist() == [0, 0, 0, 0] and view.group_size[kept].tolist() == [3, 3, 3, 1]
+
+
+def test_what_is_one_object_stays_one_on_another_device():
+    rows = two_images()
+    some = rows.text_and(rows.vision & (rows.offset == 0), rows.kept_sizes(0.1))
+    rows.memo |= {"a": some, "b": {"c": some, "d": rows.within(some, {"e": some})}}
+    moved = rows.to(torch.device("cpu"))
+    found = moved.memo["a"]
+    assert found is not some and found.sizes == some.sizes == ((1, 1), (1,)) and found.mask.equal(some.mask)
+    assert moved.memo["b"]["c"] is found is moved.memo["b"]["d"].memo["e"]
