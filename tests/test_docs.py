@@ -16,7 +16,10 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 
 
 def commands(text: str) -> list[list[str]]:
-    """Lines of a block and code in a sentence that begin with ``vtskip COMMAND``, without the comment at the end; rows of tables name methods so."""
+    """Lines of a block and code in a sentence that begin with ``vtskip COMMAND``, without the comment at the end.
+
+    Rows of a table of measurements begin like it with a method.
+    """
     found = re.findall(r"^(?:# )?(vtskip [a-z].*)$", text, re.MULTILINE) + re.findall(r"`(vtskip [a-z][^`|]*)`", text)
     words = [shlex.split(line, comments=True)[1:] for line in found]
     return [line for line in words if re.fullmatch(r"[a-z]+", line[0]) and line[0] not in METHODS]
