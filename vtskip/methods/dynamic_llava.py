@@ -89,7 +89,7 @@ class Predictor(nn.Module):
             self.image["into"](x),
             real[:, None, None, :] | torch.eye(x.shape[1], dtype=torch.bool).to(x.device),
         )
-        for block in self.image["blocks"]:  # type: ignore[union-attr]
+        for block in self.image["blocks"]:
             x = block(x, visible)
         local, shared = x.chunk(2, dim=-1)
         count = real.sum(1).clamp(min=1)[:, None, None]

@@ -141,9 +141,9 @@ def tiled_rows(scores: Tensor, rows: RowMap) -> Tensor:
         )
     repeats, at, found = sum(counts) // len(scores), 0, []
     for b, row in enumerate(rows.views or ()):
-        tiles = [1 + view.tile_rows * view.tile_columns for view in row if view is not None]
-        at -= sum(tiles) if b % repeats else 0
-        for view, n in zip(row, tiles):
+        images = [(view, 1 + view.tile_rows * view.tile_columns) for view in row if view is not None]
+        at -= sum(n for _, n in images) if b % repeats else 0
+        for view, n in images:
             found.append(in_view(scores[at : at + n], view))
             at += n
     flat = torch.cat(found).to(rows.vision.device)

@@ -22,7 +22,7 @@ class AnswerHooks:
     arg_names: tuple[str, ...]
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        labels = {**dict(zip(self.arg_names, args)), **kwargs}.get("labels")
+        labels: Any = {**dict(zip(self.arg_names, args)), **kwargs}.get("labels")
         self.state.answers = None
         if torch.is_tensor(labels) and labels.dim() == 2:
             answers = labels.ne(IGNORED)
