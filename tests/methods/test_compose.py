@@ -279,6 +279,10 @@ VISION = {"name": "skip_vision", "retain": "even"}
         ([GATES, {"name": "gamma_mod", "text": "routed", "schedule": EVERY}], "layer 2: .*both decide about text"),
         ([VISION, {"name": "aim", "first": None}], "layer 0: skip_vision and aim both rewrite rows; use one of them"),
         (
+            [VISION, {"name": "globalcom2"}],
+            "layer 0: globalcom2 ranks rows by their place in the image, .* list globalcom2 before skip_vision",
+        ),
+        (
             [{"name": "pyramid_drop", "layers": [0], "keep": [0.5]}, VISION],
             "layer 0: pyramid_drop ranks rows by their attention as they come in, where skip_vision still rewrites",
         ),

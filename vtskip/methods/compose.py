@@ -20,6 +20,7 @@ from vtskip.plan import (
     MOVABLE,
     SCORES,
     UNIFORM,
+    VIEWS,
     VIT_CLS,
     VIT_LOGITS,
     DecoderShape,
@@ -102,6 +103,8 @@ def collision(first: LayerPlanner, second: LayerPlanner, a: str, b: str) -> str 
     if any(rewrites) and SCORES in first.needs | second.needs:
         mover, ranker = (a, b) if rewrites[0] else (b, a)
         return f"{ranker} ranks rows by their attention as they come in, where {mover} still rewrites them; let it begin later"
+    if rewrites[0] and second.needs & {VIT_CLS, VIT_LOGITS, VIEWS}:
+        return f"{b} ranks rows by their place in the image, where {a} has put others: list {b} before {a}"
     if first.score and second.score and first.score != second.score:
         return f"{a} and {b} score its rows in different ways; give them different layers"
     if first.drops or second.drops:
