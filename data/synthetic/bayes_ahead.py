@@ -166,7 +166,8 @@ def table_anticipation(rules: Rules, seen: int = SEEN, ahead: int = AHEAD, steps
 def _shares(cases: list[np.ndarray]) -> dict[str, Known]:
     """Right of all, by the best guess for each case and by one for all. Cases ``[ahead, verbs, nouns]`` are what may follow."""
     blind = sum(cases[1:], cases[0])
-    return {name: (sum(map(view, cases)) / blind.sum(), view(blind) / blind.sum()) for name, view in VIEWS.items()}
+    total = float(blind.sum())
+    return {name: (sum(map(view, cases)) / total, view(blind) / total) for name, view in VIEWS.items()}
 
 
 VIEWS = {  # mass of the most likely label at each place

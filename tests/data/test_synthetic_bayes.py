@@ -2,11 +2,13 @@
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vtskip.data.synthetic import bayes_ahead
+from vtskip.data.synthetic.bayes import table_ceilings, task_ceilings
 from vtskip.data.synthetic.bayes_ahead import anticipation, narration, table_anticipation, table_narration
 from vtskip.data.synthetic.holdout import HOLDOUTS, Rules
 from vtskip.data.synthetic.task_plan import paths_of, tasks_of
@@ -108,3 +110,17 @@ def test_nothing_is_to_be_known_of_the_free_grammar():
     assert blind == pytest.approx(1 / 48) and best == pytest.approx((1 / 48 + 5 / 47) / 6)
     verbs = [table_anticipation(Rules(), ahead=n)["verb"][0] for n in (1, 3, 20)]
     assert all(a >= b for a, b in itertools.pairwise(verbs)) and verbs[-1] < 1 / 6 + 0.01
+
+
+def test_the_table_in_the_docs_is_the_enumeration():
+    text = (Path(__file__).resolve().parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    head = "| `tasks` | best | blind | | `table` | best | blind |"
+    rows = text.partition(head)[2].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    found = [{name: (best, blind) for name, best, blind in side} for side in zip(*((c[:3], c[4:]) for c in cells))]
+    rules, questions = Rules(), ("step", "next", "task", "procedure", "procedure_goal")
+    known = [(task_ceilings, narration, anticipation), (table_ceilings, table_narration, table_anticipation)]
+    for told, (asked, whole, ahead) in zip(found, known, strict=True):
+        values = [(asked(rules)[name].best, asked(rules)[name].blind) for name in questions]
+        values += [whole(rules), *ahead(rules).values()]
+        assert list(told.values()) == [(f"{best:.3f}", f"{blind:.3f}") for best, blind in values]
