@@ -30,6 +30,14 @@ def test_unknown_model_is_refused_with_the_supported_families():
         vtskip.attach(GraniteForCausalLM(GraniteConfig(**sizes, num_key_value_heads=2)), "mod")
 
 
+def test_a_wrapper_is_refused_with_the_place_of_the_model(model):
+    for wrapper, place in ((torch.nn.Sequential(model), "0"), (torch.nn.ModuleDict({"llm": model}), "llm")):
+        with pytest.raises(ModelError, match=rf"holds a LlavaForConditionalGeneration: .* its \.{place}, before"):
+            vtskip.attach(wrapper, "mod")
+    with pytest.raises(ModelError, match=r"got 'llava-hf/llava-1\.5-7b-hf' \(str\); load it first"):
+        vtskip.attach("llava-hf/llava-1.5-7b-hf", "mod")
+
+
 def test_a_layer_with_one_more_child_is_refused(model):
     model.get_decoder().layers[2].extra_norm = torch.nn.LayerNorm(4)
     with pytest.raises(ModelError, match=r"layer 2.*extra_norm"):

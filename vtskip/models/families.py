@@ -190,6 +190,12 @@ def family_of(model: nn.Module) -> Family | None:
             return None
         if reason := reason_against(name):
             raise ModelError(f"{names[0]} cannot be supported: {reason}")
+    for place, child in model.named_children():
+        if type(child).__name__ in (*FAMILIES, *TEXT_CLASSES):
+            raise ModelError(
+                f"{names[0]} holds a {type(child).__name__}: attach the method to that, its .{place}, before the model is "
+                "wrapped or compiled"
+            )
     raise ModelError(f"{names[0]} is not a supported model; supported: {supported()}")
 
 

@@ -71,9 +71,11 @@ def attach(
         A handle: ``detach()`` restores the model bit for bit, ``report()`` says what ran; also a context manager.
 
     Raises:
-        ConfigError: an unknown method or key. ModelError: a model or layer that is not supported, or one that already
-        has a method attached.
+        ConfigError: an unknown method or key. ModelError: a model or layer that is not supported, one inside a wrapper,
+        or one that already has a method attached.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"a method is attached to a model, got {model!r:.60} ({type(model).__name__}); load it first")
     if isinstance(model, nn.DataParallel):
         raise ModelError(DATA_PARALLEL)
     if bucket is not None and bucket < 1:
