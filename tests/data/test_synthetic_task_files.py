@@ -24,10 +24,12 @@ from vtskip.data.lta import read_lta, read_taxonomy
 from vtskip.data.synthetic import TIERS, make
 from vtskip.data.synthetic.bayes import Known, anticipation_of, ceilings_of, task_ceilings
 from vtskip.data.synthetic.bayes_ahead import anticipation, narration
+from vtskip.data.synthetic.encode import content_hash, write_video
 from vtskip.data.synthetic.grammars import GRAMMARS, action_of, grammar_of
 from vtskip.data.synthetic.holdout import Rules
 from vtskip.data.synthetic.levels import LEVELS
 from vtskip.data.synthetic.relevance import _Outlines
+from vtskip.data.synthetic.render import Renderer
 from vtskip.data.synthetic.task_plan import is_hard
 from vtskip.data.synthetic.tasks import TASKS, steps
 from vtskip.data.synthetic.tiers import RATES, Order
@@ -122,7 +124,7 @@ def test_lta_has_sixteen_verbs_and_twenty_four_nouns(tasked, lines):
     assert all(len(_texts(s)[0].splitlines()) == 20 for s in samples)
 
 
-def test_one_clip_in_eight_has_another_rate_and_loses_nothing_by_it(tasked, lines):
+def test_one_clip_in_eight_has_another_rate_and_loses_nothing_by_it(tasked, lines, tmp_path):
     """29.97 frames per second in the file, in the timeline and on the model's grid, where each act shows in its own frames."""
     line = lines["tasks-0005"]
     assert [other["uid"] for other in lines.values() if other["fps"] != "10"] == [line["uid"]]
@@ -138,6 +140,9 @@ def test_one_clip_in_eight_has_another_rate_and_loses_nothing_by_it(tasked, line
         at += turn.get("num_frames", 0)
         shown += [sample.frames[at]] if turn["role"] == "assistant" else []
     assert all(act["contact"] <= frame < act["end"] for act, frame in zip(line["steps"], shown, strict=True))
+    plan = Order("tasks").plan(5)
+    write_video(tmp_path / "again.mp4", Renderer(plan, 64).frames(), plan.rate)
+    assert content_hash(tmp_path / "again.mp4") == clip["sha256"]  # the same frames whenever it is made
     areas = read_json(tasked / "relevance/tasks-0005.json")
     assert areas["frames"] == line["frames"] and max(area[2] for area in areas["areas"]) > 0.8 * line["frames"]
 
