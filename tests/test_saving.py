@@ -209,6 +209,15 @@ def test_a_bad_value_of_a_newer_version_is_still_an_error(tmp_path):
         vtskip.load_pretrained(stock(), tmp_path)
 
 
+def test_a_folder_that_the_model_alone_was_saved_to_says_what_is_missing(tmp_path):
+    model = trained()
+    model.save_pretrained(tmp_path)  # holds the routers, but not what they are for
+    with pytest.raises(CheckpointError, match=r"vtskip\.save_pretrained\(model, folder\) writes it, beside"):
+        vtskip.load_pretrained(stock(), tmp_path)
+    vtskip.save_pretrained(model, tmp_path)
+    vtskip.load_pretrained(stock(), tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["config", "json", "weights", "missing", "shape", "method"])
 def test_damage_is_named(tmp_path, damage):
     vtskip.save_pretrained(trained(), tmp_path)

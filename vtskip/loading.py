@@ -84,7 +84,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not (isinstance(config["method"]["name"], str) and isinstance(config["base"], dict)):
             raise TypeError("method and base must be objects")
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise CheckpointError(f"{path}: not a vtskip checkpoint ({type(e).__name__}: {e})") from None
+        hint = (
+            ""
+            if path.exists()
+            else "; vtskip.save_pretrained(model, folder) writes it, beside what a model itself saves"
+        )
+        raise CheckpointError(f"{path}: not a vtskip checkpoint ({type(e).__name__}: {one_line(e)}){hint}") from None
     return config
 
 
