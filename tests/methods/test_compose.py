@@ -16,7 +16,7 @@ from tests.tiny import FAMILIES
 from vtskip.errors import ConfigError, VtskipError
 from vtskip.loading import saved_method
 from vtskip.methods import get_method
-from vtskip.plan import LIVE, SCORES, DecoderShape, RowMap
+from vtskip.plan import LIVE, SCORES, UNIFORM, DecoderShape, RowMap
 from vtskip.runtime.attach import attached
 from vtskip.saving import CONFIG_NAME, WEIGHTS_NAME, method_state
 
@@ -250,6 +250,18 @@ def test_text_gates_with_a_drop_go_on_with_their_cache(model):
         with torch.no_grad():
             again = model(**whole).logits[:, -5:-1].index_fill(2, torch.tensor([2]), -torch.inf).argmax(-1)
     assert torch.equal(again, ids[:, -4:])
+
+
+def test_without_vision_rows_those_that_know_no_others_are_asked_only_where_all_have_to_be():
+    rows, hidden = RowMap.build(np.zeros((1, 3), bool)), torch.zeros(1, 3, 2)
+    pyramid = {"name": "pyramid_drop", "layers": [0], "keep": [0.5]}
+    (planner,) = planners({"name": "mindskip", "granularity": "row", "layers": [0]}, pyramid)
+    rows.memo[UNIFORM] = False
+    plan = planner(rows, hidden)
+    assert planner.every_step and rows.is_all(plan.attend) and "compose" in rows.memo
+    rows.memo[UNIFORM] = True
+    with pytest.raises(KeyError, match="scores"):  # which the executor then has
+        planner(rows, hidden)
 
 
 # ---------------------------------------------------------------- what is refused
