@@ -65,6 +65,8 @@ def test_a_path_is_a_checkpoint_or_a_run(config, begun, tmp_path):
         "optim.epochs=3",
         "log_every=7",
         "save_every=9",
+        "eval_every=9",
+        "evaluation=other.yaml",
         "workers=2",
         "name=b",
         "report_to=[tensorboard]",
