@@ -99,7 +99,9 @@ def task_record(part: "TaskSet", lines: Lines, seed: int, smaller: Collection[st
 def ceilings(part: "TaskSet") -> dict[str, Any]:
     """What the best guess gets right on synthetic test clips: with what is shown perfectly recognised (``best``), and without
     seeing (``blind``); flavour/metric -> both. Of all clips that could have been drawn, so that a few may lie above."""
-    found = {metric: {"best": known.best, "blind": known.blind} for metric, known in _known(part.data, part.task.scores)}
+    found = {
+        metric: {"best": known.best, "blind": known.blind} for metric, known in _known(part.data, part.task.scores)
+    }
     return {"ceilings": found} if found else {}
 
 
@@ -116,7 +118,10 @@ def _known(data: "DataConfig", scores: str) -> Iterator[tuple[str, "Known"]]:
     every = ceilings_of(root)
     if scores in ("label", "labels"):
         yield "strict/accuracy", every[str(data.task)]
-    elif data.task in (None, "narration") and data.passes in (None, [1]):  # a second annotator's words are drawn at random
+    elif data.task in (None, "narration") and data.passes in (
+        None,
+        [1],
+    ):  # a second annotator's words are drawn at random
         whole = every["narration"]
         if scores == "stream":
             yield "strict/whole_reply", whole
