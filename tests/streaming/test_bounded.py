@@ -1,5 +1,7 @@
 """A cache from whose middle rows leave: against a masked one, against a fresh one, and over a long stream."""
 
+import re
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
@@ -127,6 +129,18 @@ def test_window_that_is_not_accepted(window):
     model, template = tiny(torch.float32)
     with pytest.raises(ConfigError, match=f"window {window}: accepted is .* up to {2048 - 8}"):
         StreamSession(model, template, window=window, max_new_tokens=4)
+
+
+def test_the_limits_that_are_named_are_accepted_and_nothing_beyond():
+    model, template = tiny()
+    with pytest.raises(ConfigError) as refused:
+        StreamSession(model, template, window=1, max_new_tokens=4)
+    least, most = map(int, re.findall(r"accepted is (\d+) .* up to (\d+)", str(refused.value))[0])
+    for window in (least, most):
+        assert StreamSession(model, template, window=window, max_new_tokens=4).window == window
+    for window in (least - 1, most + 1):
+        with pytest.raises(ConfigError, match=f"window {window}: accepted is {least} "):
+            StreamSession(model, template, window=window, max_new_tokens=4)
 
 
 def test_question_longer_than_the_window():
