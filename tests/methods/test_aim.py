@@ -9,6 +9,7 @@ from vtskip.errors import ConfigError
 from vtskip.methods import get_method
 from vtskip.methods.aim import merge_to
 from vtskip.plan import SCORES
+from vtskip.runtime import layer
 
 MERGE = {"name": "aim", "keep": 0.3, "first": None}
 TINY = FAMILIES["llava-llama"]
@@ -64,12 +65,23 @@ def test_rows_leave_for_good_those_first_that_least_reaches():
         plans, rows = handle.last_plans, handle.last_rows
     vision = [[int((plans[i].attend.mask[b] & rows.vision[b]).sum()) for b in range(3)] for i in range(4)]
     assert vision == [[32, 16, 0], [21, 10, 0], [10, 5, 0], [0, 0, 0]]  # 2/3 and 1/3 of them, cut toward zero
-    for layer in (1, 2):
-        before, after = plans[layer - 1].attend.mask & rows.vision, plans[layer].attend.mask & rows.vision
-        score = rows.memo[SCORES, layer - 1]
+    for i in (1, 2):
+        before, after = plans[i - 1].attend.mask & rows.vision, plans[i].attend.mask & rows.vision
+        score = rows.memo[SCORES, i - 1]
         assert (after & ~before).sum() == 0
         for b in range(2):
             assert score[b][after[b]].min() >= score[b][before[b] & ~after[b]].max()
+
+
+def test_rows_that_have_left_do_not_return_in_a_tie(monkeypatch):
+    """A row that nothing reaches scores as those that are gone: here the early ones, which a tie would prefer."""
+    model, batch = TINY.model(), TINY.batch(["long"])
+    place = torch.arange(batch["input_ids"].shape[1])[None].double()
+    monkeypatch.setattr(layer, "propagated", lambda module, *args: place * (module.vtskip.runtime.index == 0))
+    with vtskip.attach(model, {"name": "aim", "keep": 1.0, "first": 0, "stop": 3}) as handle, torch.no_grad():
+        model(**batch)
+        first, second = (handle.last_plans[i].attend.mask & handle.last_rows.vision for i in (1, 2))
+    assert int(first.sum()) == 21 and int(second.sum()) == 10 and not (second & ~first).any()
 
 
 def test_the_layer_before_the_last_row_leaves_makes_k_and_v_alone():
