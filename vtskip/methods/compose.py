@@ -37,8 +37,8 @@ SHOWN = (SCORES, CARRIED, VIT_CLS, VIT_LOGITS, ANSWERS, LIVE)  # what the execut
 class Compose(Method):
     """Each layer is planned by all ``methods`` that plan it; most often that is one.
 
-    Methods that drop rows for good (fastv, pyramid_drop, aim, skip_vision, early_exit) come first in a layer, the others
-    behind them as listed. Each chooses among the rows that those before it let into the layer: ``keep`` is a share of these,
+    Methods that drop rows for good (fastv, pyramid_drop, aim, skip_vision, ...) come first in a layer, the others behind
+    them as listed. Each chooses among the rows that those before it let into the layer: ``keep`` is a share of these,
     ranked in their images or frames, or over the sample behind a method that ranks over the sample; lists of offsets count
     what is left. A row attends, is read, runs the FFN or stays in the cache where all of them let it. Gains multiply,
     auxiliary losses add up. One method alone is itself.
