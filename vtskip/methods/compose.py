@@ -31,7 +31,7 @@ from vtskip.plan import (
 
 NOTES = "compose"  # key of RowMap.memo
 SETS = ("attend", "expose", "ffn", "cache")
-SHOWN = (SCORES, CARRIED, VIT_CLS, VIT_LOGITS, ANSWERS, LIVE)  # what the executor, and methods that drop rows, tell all methods
+SHOWN = (SCORES, CARRIED, VIT_CLS, VIT_LOGITS, ANSWERS, LIVE)  # what all methods are told
 
 
 class Compose(Method):
