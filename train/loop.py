@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from vtskip.data.guarded import Broken, Guarded
 from vtskip.errors import CheckpointError, ConfigError, VtskipError, one_line
+from vtskip.heatmap import grid_of
 from vtskip.models.families import unwrap
 from vtskip.runtime.attach import attached
 from vtskip.train.checkpoints import (
@@ -31,7 +32,7 @@ from vtskip.train.checkpoints import (
 from vtskip.train.faults import LossGuard, StopSignals
 from vtskip.train.loading import ORIGIN, Waited, batches_of, make_loader
 from vtskip.train.options import Best, KeepWarmup, Sampling, Watch
-from vtskip.train.probe import Probe, grid_of
+from vtskip.train.probe import Probe
 from vtskip.train.safe_load import numbers_only
 from vtskip.train.sampling import Batches
 from vtskip.train.scoring import PREFIX, BestScore, Learner, Scorer, Tell, added_up, means, unchanged_random

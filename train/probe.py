@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +16,10 @@ from torch import Tensor, nn
 from vtskip._files import write_atomic
 from vtskip.data.types import Sample
 from vtskip.data.video import read_frames
+from vtskip.heatmap import SIDE, kept_rows, png, shade
 from vtskip.plan import RowMap
 from vtskip.runtime.attach import Handle, attached, routers_of
-from vtskip.train.watch import routed_layers
 
-SIDE = 112  # of a frame in a picture, in pixels
-DIM = 0.25  # how much is left of the light of a row that is not kept
 BATCH_ONLY = {"labels"}
 
 
@@ -113,13 +110,8 @@ def _look(handle: Handle, scores: list[Tensor]) -> Look | None:
     rows = handle.last_rows
     if rows is None:
         return None
-    plans, kept = handle.last_plans, {}
-    for layer in routed_layers(handle):
-        if layer in plans:
-            mask = plans[layer].attend.mask & plans[layer].ffn.mask.to(plans[layer].attend.mask.device)
-            kept[layer] = mask.to(rows.vision.device) & rows.vision
     bits = [binary_entropy(score, rows.vision) for score in scores]
-    return Look(rows, kept, sum(bits) / len(bits) if bits else None)
+    return Look(rows, kept_rows(handle), sum(bits) / len(bits) if bits else None)
 
 
 def binary_entropy(score: Tensor, vision: Tensor) -> float:
@@ -148,41 +140,3 @@ def kept_of_frames(look: Look, layer: int, frames: int) -> list[np.ndarray]:
     group, vision = look.rows.group[0].cpu(), look.rows.vision[0].cpu()
     kept = look.kept[layer][0].cpu()
     return [kept[vision & (group == n)].numpy() for n in range(min(frames, len(look.rows.sizes[0])))]
-
-
-def grid_of(config: Any, size: int) -> tuple[int, int, int]:
-    """(rows before the patches, height, width) of a frame of ``size`` rows; a square, or else one line."""
-    pool = getattr(config, "pool", None)
-    first = int(bool(getattr(config, "cls_token", False))) if pool else 0
-    if pool and first + pool[0] * pool[1] == size:
-        return first, pool[0], pool[1]
-    side = int(size**0.5)
-    return (0, side, side) if side * side == size else (0, 1, size)
-
-
-def shade(frame: np.ndarray, kept: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """The frame ``[H, W, 3]`` with the patches of dropped rows darkened; the rows before them show as a bar on top."""
-    first, height, width = grid
-    cells = kept[first : first + height * width].reshape(height, width)
-    places = (np.arange(SIDE) * height // SIDE)[:, None], (np.arange(SIDE) * width // SIDE)[None]
-    picture = (frame * np.where(cells[places], 1.0, DIM)[..., None]).astype(np.uint8)
-    if first:
-        picture[:4] = (90, 200, 90) if kept[0] else (60, 60, 60)
-    return picture
-
-
-def png(lines: Sequence[tuple[str, Sequence[np.ndarray]]]) -> bytes:
-    """A picture of labelled lines of frames."""
-    from PIL import Image, ImageDraw
-
-    gap, label = 4, 60
-    columns = max((len(frames) for _, frames in lines), default=0)
-    sheet = Image.new("RGB", (label + columns * (SIDE + gap), max(len(lines), 1) * (SIDE + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for y, (text, frames) in enumerate(lines):
-        draw.text((gap, y * (SIDE + gap) + SIDE // 2), text, fill="black")
-        for x, frame in enumerate(frames):
-            sheet.paste(Image.fromarray(frame), (label + x * (SIDE + gap), y * (SIDE + gap)))
-    held = io.BytesIO()
-    sheet.save(held, format="PNG")
-    return held.getvalue()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vtskip.cost import linear_flops
-from vtskip.methods import LayerPlanner
+from vtskip.heatmap import routed_layers
 from vtskip.models.sharding import full_shape
-from vtskip.runtime.attach import Handle, attached
+from vtskip.runtime.attach import attached
 from vtskip.runtime.stats import LayerCount
 from vtskip.saving import method_parameters
 
@@ -191,11 +191,6 @@ def left_out(count: LayerCount, keys_too: bool) -> LayerCount:
     """
     skipped = count.vision - count.kept
     return LayerCount(attend=skipped, expose=skipped if keys_too else 0, ffn=count.vision - count.kept_ffn)
-
-
-def routed_layers(handle: Handle) -> list[int]:
-    """Layers that the method plans (attaching may plan the last one besides)."""
-    return [layer.vtskip.runtime.index for layer in handle._layers if isinstance(layer.vtskip, LayerPlanner)]
 
 
 def peak_memory(device: torch.device) -> float:

@@ -21,10 +21,10 @@ def test_replies_are_printed_with_their_time_and_a_cost_table(checkpoint, clips)
 
 
 def test_json_is_the_only_thing_on_stdout_and_files_agree(checkpoint, clips, tmp_path):
-    vtt, out = tmp_path / "sub/narration.vtt", tmp_path / "sub/narration.json"
+    vtt, out, kept = (tmp_path / "sub" / name for name in ("narration.vtt", "narration.json", "kept.png"))
     result = run_cli(
         "stream", clips / "videos/a.mp4", "--model", checkpoint, "--json", "--vtt", vtt, "--out", out,
-        "--threshold", 1, "--max-new-tokens", 3, "--instruction", "Narrate.",
+        "--threshold", 1, "--max-new-tokens", 3, "--instruction", "Narrate.", "--picture", kept,
     )  # fmt: skip
     assert result.code == 0, result.err
     record = json.loads(result.out)
@@ -39,7 +39,8 @@ def test_json_is_the_only_thing_on_stdout_and_files_agree(checkpoint, clips, tmp
     text = vtt.read_text()
     assert text.startswith("WEBVTT\n")
     assert text.count(" --> ") == sum(bool(e["text"]) for e in record["events"])
-    assert sorted(os.listdir(vtt.parent)) == ["narration.json", "narration.vtt"]
+    assert sorted(os.listdir(vtt.parent)) == ["kept.png", "narration.json", "narration.vtt"]
+    assert kept.read_bytes().startswith(b"\x89PNG")
 
 
 def test_frames_method_and_threshold_are_obeyed(checkpoint, clips):

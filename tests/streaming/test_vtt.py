@@ -6,7 +6,7 @@ import pytest
 
 from vtskip.errors import ConfigError
 from vtskip.streaming.session import Event
-from vtskip.streaming.vtt import to_vtt, write_text
+from vtskip.streaming.vtt import to_vtt, write_file
 
 
 def test_cues_end_at_the_next_reply_or_after_hold():
@@ -36,22 +36,22 @@ def test_no_events_is_a_valid_file():
 
 def test_write_makes_folders_and_leaves_nothing_beside(tmp_path):
     path = tmp_path / "deep" / "out.vtt"
-    write_text(path, "one")
-    write_text(path, "two")
+    write_file(path, "one")
+    write_file(path, "two")
     assert path.read_text() == "two"
     assert os.listdir(path.parent) == ["out.vtt"]
 
 
 def test_a_failed_write_keeps_the_old_file_and_names_the_path(tmp_path, monkeypatch):
     path = tmp_path / "out.vtt"
-    write_text(path, "old")
+    write_file(path, "old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(ConfigError, match=r"out\.vtt.*No space left"):
-        write_text(path, "new")
+        write_file(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["out.vtt"]
 
@@ -59,4 +59,4 @@ def test_a_failed_write_keeps_the_old_file_and_names_the_path(tmp_path, monkeypa
 def test_a_file_in_the_place_of_a_folder_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="cannot be written"):
-        write_text(tmp_path / "file" / "out.vtt", "text")
+        write_file(tmp_path / "file" / "out.vtt", "text")

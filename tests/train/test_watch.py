@@ -11,7 +11,7 @@ from tests.train.runs import log, losses, train
 from vtskip.errors import ConfigError
 from vtskip.loading import load
 from vtskip.train import loop
-from vtskip.train.probe import binary_entropy, grid_of, overlap, shade
+from vtskip.train.probe import binary_entropy, overlap
 from vtskip.train.watch import RouterGradients
 
 EVERY_LINE = {"stream_loss", "language_loss", "padding", "kept/1", "vision_flops_skipped", "router_grad_norm"}
@@ -141,19 +141,6 @@ def test_entropy_in_bits_whatever_a_router_gives():
     assert binary_entropy(score, vision) == pytest.approx(expected, rel=1e-6)
     assert binary_entropy(torch.stack([torch.zeros(1, 3), score], -1), vision) == pytest.approx(expected, rel=1e-6)
     assert binary_entropy(torch.tensor([1.0]), vision) == pytest.approx(expected, rel=1e-6)
-
-
-def test_pictures_darken_what_is_dropped():
-    class Config:
-        cls_token, pool = True, [2, 2]
-
-    assert grid_of(Config, 5) == (1, 2, 2)
-    assert grid_of(object(), 576) == (0, 24, 24) and grid_of(object(), 10) == (0, 1, 10)
-    frame = np.full((112, 112, 3), 200, np.uint8)
-    picture = shade(frame, np.array([True, True, False, False, True]), (1, 2, 2))
-    assert picture[20, 10].tolist() == picture[100, 100].tolist() == [200] * 3  # kept: top left, bottom right
-    assert picture[20, 100].tolist() == picture[100, 10].tolist() == [50] * 3
-    assert picture[0, 0].tolist() == [90, 200, 90]  # the first row is kept
 
 
 def test_keep_is_warmed_up_by_the_trainer(values):

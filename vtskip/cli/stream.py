@@ -47,6 +47,9 @@ def command(
     ] = False,
     vtt: Annotated[Path | None, typer.Option("--vtt", help="write the replies as WebVTT subtitles")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="write the JSON object to this file")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="PNG of frames, and of how many layers keep what of them")
+    ] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N  [auto]")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16, float16  [auto]")] = None,
 ) -> None:

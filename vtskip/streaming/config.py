@@ -28,7 +28,8 @@ class StreamConfig(StrictModel):
         system, instruction: opening text and what to narrate; the checkpoint's own by default.
         max_frames: stop after so many; None plays to the end. max_new_tokens: longest reply.
         window: rows of history that are kept; None is all that the model has positions for.
-        vtt, out: files for the replies as WebVTT subtitles, and for everything as JSON.
+        vtt, out: files for the replies as WebVTT subtitles, and for everything as JSON. picture: PNG of frames at equal
+            distances and of how many layers keep what of them.
     """
 
     model: Path
@@ -47,6 +48,7 @@ class StreamConfig(StrictModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     vtt: Path | None = None
     out: Path | None = None
+    picture: Path | None = None
 
     @field_validator("threshold")
     @classmethod

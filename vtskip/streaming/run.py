@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
+from vtskip.heatmap import HeatMap
 from vtskip.methods import get_method
 from vtskip.streaming.config import StreamConfig
 from vtskip.streaming.loading import StreamCheckpoint, load_stream
 from vtskip.streaming.session import Event, StreamSession, parse_question, play
-from vtskip.streaming.vtt import to_vtt, write_text
+from vtskip.streaming.vtt import to_vtt, write_file
 
 Frames = Callable[[float, int], Iterable[tuple[float, Any]]]  # (fps, side) -> (seconds, uint8 [side, side, 3])
 Tell = Callable[[Event], None]
@@ -53,6 +54,7 @@ def run(config: StreamConfig, frames: Frames, tell: Tell, note: Callable[[str], 
     if method is not None and not checkpoint.use(method):
         note(f"{config.model} holds no trained parameters for method {method.name!r}")
     own = checkpoint.model.config
+    heat = None if config.picture is None else HeatMap(checkpoint.handle, own)
     session = StreamSession(
         checkpoint.model,
         checkpoint.template,
@@ -61,6 +63,7 @@ def run(config: StreamConfig, frames: Frames, tell: Tell, note: Callable[[str], 
         window=config.window,
         system=own.system_prompt or None if config.system is None else config.system,
         instruction=own.instruction if config.instruction is None else config.instruction,
+        on_frame=None if heat is None else heat.note,
     )
     played = Played(config, checkpoint, session, [])
     try:
@@ -71,7 +74,9 @@ def run(config: StreamConfig, frames: Frames, tell: Tell, note: Callable[[str], 
         if config.camera is None:
             raise
     if config.vtt is not None:
-        write_text(config.vtt, to_vtt(played.events))
+        write_file(config.vtt, to_vtt(played.events))
     if config.out is not None:
-        write_text(config.out, played.text())
+        write_file(config.out, played.text())
+    if config.picture is not None and heat is not None:
+        write_file(config.picture, heat.png())
     return played

@@ -42,6 +42,8 @@ class StreamSession:
     another turn would not fit, the oldest ones leave and later rows move up in position (``vtskip.runtime.forget``). None:
     as many as the model has positions for. Memory and time per frame are bounded by it.
 
+    on_frame: called with each frame and its time right after the forward that took it in.
+
     Raises:
         ConfigError: a threshold, max_new_tokens or window that is not accepted; a question too long for the window.
     """
@@ -56,6 +58,7 @@ class StreamSession:
         system: str | None = None,
         instruction: str | None = None,
         window: int | None = None,
+        on_frame: Callable[[Any, float], None] | None = None,
     ):
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens {max_new_tokens}: accepted is 1 or more")
@@ -64,6 +67,7 @@ class StreamSession:
         self.tokenizer: Any = template.tokenizer
         self.threshold = check_threshold(threshold)
         self.max_new_tokens = max_new_tokens
+        self.on_frame = on_frame
         self.cache = self.model.new_cache()
         if self._handle is not None:
             self._handle.reset()
@@ -97,6 +101,8 @@ class StreamSession:
         events = self._answer(lambda asked: asked < time)
         self._make_room(self._turn_rows)
         logits = self._feed_frame(frame)
+        if self.on_frame is not None:
+            self.on_frame(frame, time)
         interval = self.template.interval_id
         decision = decide(logits, self.template.eos_id if interval is None else interval, self.threshold)[0]
         self.decisions.append(decision)

@@ -31,11 +31,11 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` as a whole or not at all; missing folders are made. Raises ConfigError where that is not allowed."""
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """Write ``content`` as a whole or not at all; missing folders are made. Raises ConfigError where that is not allowed."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text.encode())
+        write_atomic(path, content if isinstance(content, bytes) else content.encode())
     except OSError as e:
         raise ConfigError(f"{path}: cannot be written ({e.strerror or e})") from None
