@@ -101,14 +101,15 @@ def test_logits_cache_and_gradients_are_those_of_rows_scattered_at_once(
     same(ours, theirs, 2**-20)  # sums of gradients go another way, through norms in float32
 
 
-def test_rows_are_scattered_once(moved):
+@pytest.mark.parametrize(("spec", "kinds", "steps"), [("dense", UNEVEN, 3), (FASTV, EVEN, 2)])
+def test_rows_are_scattered_once(moved, spec, kinds, steps):
     """Of a run of layers on the same rows, the last one alone."""
     family = FAMILIES["llava-llama"]
-    model, batch = family.model(), family.batch(UNEVEN)
-    with torch.no_grad(), vtskip.attach(model, "dense"):
+    model, batch = family.model(), family.batch(kinds)
+    with torch.no_grad(), vtskip.attach(model, spec):
         moved.update(read=0)  # attaching tries each layer
         model(**batch)
-    assert moved == {"carried": 3, "read": 1}
+    assert moved == {"carried": steps, "read": 1}
 
 
 @pytest.mark.parametrize("spec", ["dense", FASTV], ids=["dense", "fastv"])
@@ -223,6 +224,7 @@ def stream():
 def test_any_operation_reads_the_whole_tensor(stream):
     x, expected = stream
     assert x.shape == (2, 5, 3) and x.size(1) == 5 and x.dim() == 3 and x.dtype == torch.float32 and x.full is None
+    assert not x.is_meta and x.ndim == 3 and x.numel() == 30 and x.is_floating_point() and x.full is None
     assert x.device.type == "cpu" and isinstance(x, torch.Tensor) and x.full is None
     for read in (
         lambda t: t + 1,

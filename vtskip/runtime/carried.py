@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from vtskip.runtime.layout import Layout
 
 # What may be asked of a carried tensor without its values.
-UNREAD = {Tensor.shape.__get__, Tensor.device.__get__, Tensor.dtype.__get__, Tensor.size, Tensor.dim}
+UNREAD = {getattr(Tensor, name).__get__ for name in ("shape", "device", "dtype", "ndim", "is_meta", "is_cuda")}
+UNREAD |= {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point}
 
 
 class Carried(Tensor):
