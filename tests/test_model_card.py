@@ -43,6 +43,14 @@ def test_card_of_a_method_that_ran(tmp_path):
     assert f"| {report.flops_full / 1e9:.4g} | {report.flops_full_dense / 1e9:.4g} | {report.flops_ratio:.3f} |" in card
 
 
+def test_card_after_a_reset_is_that_of_a_method_that_never_ran(tmp_path):
+    model = TINY.model(torch.float32)
+    with vtskip.attach(model, {"name": "mod", "keep": 0.25}) as handle, torch.no_grad():
+        model(**TINY.batch(["long"], dtype=torch.float32))
+        handle.reset()
+        assert "| 1, 3 | 0.25 | 0.25 | 0.325 |" in saved(tmp_path, model=model)
+
+
 @pytest.mark.parametrize("row", MATRIX, ids=str)
 def test_every_method_has_a_card(tmp_path, row):
     """What the cost model says of the reference prompt is what a forward of that prompt does, or it says why not."""

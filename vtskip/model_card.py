@@ -52,8 +52,8 @@ def write_card(handle: Handle, config: dict[str, Any], folder: Path, name: str) 
 
 def what_ran(handle: Handle) -> tuple[Report, str]:
     """The report of what ran, or of a prompt like LLaVA-1.5's, and a sentence that says which."""
-    if handle.state.last_rows is not None:
-        report = handle.report()
+    report = handle.report()
+    if report.forwards:  # 0 after a reset, as a run's trainer leaves it
         return report, f"Both tables are measured; forwards since the method was attached: {report.forwards}."
     prompt = Prompt()
     report, other = prefill_report(handle, prompt), prefill_report(handle, prompt, seed=1)
