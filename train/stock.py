@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vtskip.errors import ConfigError, one_line
 from vtskip.loading import read_config
+from vtskip.methods import get_method
 from vtskip.models.families import family_of
 from vtskip.models.sharding import full_shape, whole
 from vtskip.saving import CONFIG_NAME, WEIGHTS_NAME
@@ -124,4 +125,6 @@ def saved_beside(source: str) -> dict[str, Any] | None:
 def weights_beside(source: str, method: Any) -> Path | None:
     """The file of routers saved with a model, where they are of the very method that is attached."""
     path = Path(source) / WEIGHTS_NAME
-    return path if path.is_file() and saved_beside(source) == method else None
+    saved = saved_beside(source)
+    same = saved is not None and method is not None and get_method(saved) == get_method(method)
+    return path if path.is_file() and same else None
