@@ -59,8 +59,8 @@ class StepState:
     Attributes:
         rows: the RowMap of the running forward, None on steps without vision rows.
         override: a layout given by the caller instead of being read from the inputs.
-        layers: sums per layer over steps with vision rows, and the pairs of all steps; ``text_rows`` are the rows of the
-            steps without, which ran everywhere.
+        counts: sums per layer over steps with vision rows, and the pairs of all steps; ``text_rows`` are the rows of the
+            steps without, which ran everywhere. late: layer and field -> what only a device knows of them; ``layers`` adds it.
         every_step: some layer wants a plan on steps without vision rows too; ``rows`` then holds text rows there.
         chooses: some layer chooses among the rows of an image or frame.
         bucket: round the numbers of rows that run up to multiples of this.
@@ -93,7 +93,8 @@ class StepState:
     vit_cls: Tensor | None = None
     vit_logits: Tensor | None = None
     answers: Tensor | None = None
-    layers: list[LayerCount] = field(default_factory=list)
+    counts: list[LayerCount] = field(default_factory=list)
+    late: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     dense: LayerCount = field(default_factory=LayerCount)
     text_rows: int = 0
     logit_rows: int = 0
@@ -113,6 +114,18 @@ class StepState:
     def __getstate__(self) -> dict[str, Any]:
         """What a copy of the model takes along: no tensor that still belongs to a step's graph, and no running forward."""
         return {**self.__dict__, "aux": [loss.detach() for loss in self.aux], "owner": {}, "asked": {}}
+
+    @property
+    def layers(self) -> list[LayerCount]:
+        """Sums per layer, whole: waits for a device if one still holds some of them."""
+        for (i, name), rows in self.late.items():
+            setattr(self.counts[i], name, getattr(self.counts[i], name) + int(rows))
+        self.late = {}
+        return self.counts
+
+    @layers.setter
+    def layers(self, counts: list[LayerCount]) -> None:
+        self.counts, self.late = counts, {}
 
     def enter(self, module: nn.Module) -> None:
         """A forward of ``module`` starts. Raises ModelError while one of another thread runs: they would select for each
@@ -178,16 +191,16 @@ class StepState:
         Runs at every decode step, so a step without vision rows only adds one number per layer.
         """
         rows, n, stored = self.rows, batch * length, [] if cache is None else cache.layers
-        slots = [stored_slots(layer) for layer in stored] or [length] * len(self.layers)
+        slots = [stored_slots(layer) for layer in stored] or [length] * len(self.counts)
         self.forwards += 1
         if rows is None:
             self.text_rows += n
         exact = None if rows is None else rows.exact or rows
         vision = 0 if exact is None else sum(map(sum, exact.sizes))
         self.dense.add(n, n * max(0 if cache is None else dense_length(cache), length), vision)
-        for i, count in enumerate(self.layers):
+        for i, count in enumerate(self.counts):
             if i in self.running:
-                self._add(count, batch, length, vision, *self.running[i])
+                self._add(i, batch, length, vision, *self.running[i])
             elif rows is None:
                 count.pairs += n * slots[i]
             else:
@@ -212,7 +225,7 @@ class StepState:
 
     def _add(
         self,
-        count: LayerCount,
+        layer: int,
         batch: int,
         length: int,
         vision: int,
@@ -224,7 +237,7 @@ class StepState:
         ordered: bool,
     ) -> None:
         assert self.rows is not None
-        step = self.rows
+        step, count = self.rows, self.counts[layer]
         attending = batch if samples is None else len(samples)
 
         def padded(rows: Any) -> int:  # a set of all rows runs ungathered, padding included
@@ -234,14 +247,16 @@ class StepState:
         def ran(rows: Any) -> int:
             return len(rows) if packed and not rows.bounds else padded(rows)
 
-        def seen(rows: Any) -> int:  # vision rows in a set; only a method that looks at every step may leave out text
+        def seen(name: str, rows: Any) -> int:  # vision rows in a set; those that only the device can count are added later
             if not step.has_vision:
                 return 0
             exact = not (step.bounds or rows.bounds)
             if exact and (rows.sizes is not None or step.is_all(rows)):
                 return sum(map(sum, step.sizes if rows.sizes is None else rows.sizes))
-            if self.every_step or not exact:
-                return int((rows.mask & step.vision.to(rows.mask.device)).sum())
+            if self.every_step or not exact:  # with text rows left out, or fillers in
+                found, before = (rows.mask.to(step.vision.device) & step.vision).sum(), self.late.get((layer, name))
+                self.late[layer, name] = found if before is None else before.to(found.device) + found
+                return 0
             return sum(rows.counts) - sum(step.text_counts)
 
         attend, expose = ran(part.attend), ran(part.expose)
@@ -257,8 +272,8 @@ class StepState:
             queries, keys = padded(part.attend), padded(part.expose)
             count.pairs += queries * (slots + keys // (attending if part.expose is part.attend else batch))
         count.vision += vision
-        count.kept += seen(plan.attend)
-        count.kept_ffn += seen(plan.ffn)
+        count.kept += seen("kept", plan.attend)
+        count.kept_ffn += seen("kept_ffn", plan.ffn)
 
 
 def count_logit_rows(state: StepState, module: Any, args: tuple[Tensor, ...]) -> None:
