@@ -17,7 +17,9 @@ def reports(config: TrainConfig) -> list[TrainerCallback]:
     """The callbacks of ``report_to``. Raises ConfigError for one that is not installed."""
     for name in config.report_to:
         if find_spec(name) is None:
-            raise ConfigError(f"report_to {name!r}: not installed; pip install {name} (both: 'vtskip[report]'), or leave it out")
+            raise ConfigError(
+                f"report_to {name!r}: not installed; pip install {name} (both: 'vtskip[report]'), or leave it out"
+            )
     kinds = {"tensorboard": TensorBoard, "wandb": Wandb}
     return [kinds[name](config) for name in dict.fromkeys(config.report_to)]
 

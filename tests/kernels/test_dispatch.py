@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests import flash_standin
 from vtskip.errors import ConfigError
-from vtskip.kernels import choice, dispatch
+from vtskip.kernels import choice, dispatch, sdpa
 from vtskip.kernels.dispatch import PackedRows, decode_attention, packed_attention
 from vtskip.kernels.packing import segments_of
 
@@ -161,6 +161,33 @@ def test_sdpa_reads_no_key_behind_a_segment(monkeypatch, window):
     monkeypatch.setattr(dispatch.sdpa, "FEW", 1)
     packed_attention(*qkv, runs, scale=SCALE, window=window, kernel="sdpa")
     assert calls == list(zip(*lens))
+
+
+@SETTINGS
+@given(
+    lens=st.lists(st.integers(0, 23), min_size=1, max_size=3),
+    block=st.integers(1, 9),
+    window=st.none() | st.integers(1, 25),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 99),
+)
+def test_causal_blocks_are_the_rule(lens, block, window, dtype, seed):
+    """On a CPU, without gradients: also where the last block is short, and heads share keys."""
+    rows = make_rows(lens, lens, True, False, seed)
+    qkv = [t.to(dtype) for t in tensors(rows, 4, 2)]
+    before, calls, attend = (sdpa.BLOCK, sdpa.LONGEST), [], sdpa.scaled_dot_product_attention
+    counted = lambda q, k, v, **more: (calls.append((q.shape[2], k.shape[2])), attend(q, k, v, **more))[1]  # noqa: E731
+    try:
+        sdpa.BLOCK, sdpa.LONGEST, sdpa.scaled_dot_product_attention = block, 20, counted
+        with torch.no_grad():
+            out = packed_attention(*qkv, rows, scale=SCALE, window=window, kernel="sdpa")
+    finally:
+        sdpa.BLOCK, sdpa.LONGEST, sdpa.scaled_dot_product_attention = *before, attend
+    expected = by_mask(*qkv, rows, window, None)
+    assert torch.allclose(out, expected, rtol=0, atol=1e-13 if dtype == torch.float64 else 2e-6)
+    if window is None:
+        cut = lambda n: [(min(block, n - i), min(i + block, n)) for i in range(0, n, block)]  # noqa: E731
+        assert calls == [call for n in lens if n for call in (cut(n) if block < n <= 20 else [(n, n)])]
 
 
 def test_many_segments_are_left_to_other_kernels(flash):

@@ -97,6 +97,18 @@ class PackedRows:
             self._memo[key] = seen if self.key_ok is None else seen & self.key_ok[keys]
         return self._memo[key]
 
+    def stairs(self, block: int, dtype: torch.dtype) -> Tensor:
+        """``[block, most keys of a sample + block]``: 0 where visible, else -inf, for the last ``block`` queries of a causal
+        square that ends at the last column. Columns further to the left make the masks of earlier blocks."""
+        key = ("stairs", block, dtype)
+        if key not in self._memo:
+            width = max(self.lens_k) + block
+            hidden = torch.ones(block, width, dtype=torch.bool, device=self.q_pos.device).triu(width - block + 1)
+            self._memo[key] = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(
+                hidden, -torch.inf
+            )
+        return self._memo[key]
+
 
 def segments_of(queries: np.ndarray, keys: np.ndarray, past: Sequence[int] | None = None) -> list[Segment]:
     """The segments of two row sets, ``[B, S]`` bool each (host), packed; ``past`` keys of each sample lie before its new ones.

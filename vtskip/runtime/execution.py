@@ -243,7 +243,7 @@ class Execution:
     def carries(self, rows: Layout) -> bool:
         """Whether ``rows`` may travel to the next layer as they lie here. Compiled graphs keep tensors of one kind, and a
         checkpoint's borders the whole stream. Hooks are looked at late: transformers adds some while a model runs."""
-        if not self.layer.vtskip.runtime.hands_on or rows.ok is not None or torch.compiler.is_compiling():
+        if not self.layer.vtskip.runtime.hands_on or rows.ok is not None or rows.all or torch.compiler.is_compiling():
             return False
         return not checkpointing(self.layer) and quiet(self.layer)
 

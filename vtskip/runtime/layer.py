@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtskip.kernels.sdpa import by_blocks
 from vtskip.models.cls_attention import KINDS, scores_of_rows
 from vtskip.plan import ANSWERS, CARRIED, LIVE, SCORES, UNIFORM, LayerPlan, Propagation, RowMap
 from vtskip.runtime.attention import last_row_scores
@@ -27,7 +28,8 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
         return text_step(layer, hidden_states, kwargs)
     asked = not isinstance(planner, WholeLayer) and (rows.has_vision or planner.every_step or shared.uniform)
     unread = run.unread if READ in rows.memo else "none"
-    if not (asked or unread != "none" or (shared.packs and rows.padded)):
+    apart = shared.packs and (rows.padded or by_blocks(hidden_states.device, hidden_states.shape[1]))
+    if not (asked or unread != "none" or apart):
         return text_step(layer, hidden_states, kwargs)
     if rows.vision.device != hidden_states.device:  # the first layer on another device
         rows = shared.rows = rows.to(hidden_states.device)

@@ -20,6 +20,7 @@ class Layout:
         rows: the set. packed: which of the two; sets whose counts are bounds are always padded.
         index: the rows' places in the flattened batch. ok: False on fillers, of the leading shape; None where there is none.
         lens: rows of each sample in the tensor, fillers included (host).
+        all: they are the rows of the flattened batch as it is.
         fused: rows are moved by kernels that do more than move them (:mod:`vtskip.kernels.dispatch`).
     """
 
@@ -29,6 +30,7 @@ class Layout:
         self.ok: Tensor | None = None if self.packed else rows.ok
         self.lead = (1, len(rows)) if self.packed else (len(rows.mask), rows.width)
         self.lens: Sequence[int] = rows.counts if self.packed else (rows.width,) * len(rows.mask)
+        self.all = self.packed and rows.samples is None and len(rows) == rows.mask.numel()
 
     @property
     def empty(self) -> bool:
@@ -43,6 +45,8 @@ class Layout:
         """The rows of ``[B, S, ...]`` or of a shared ``[1, S, ...]``."""
         if isinstance(t, Carried) and t.lies_in(self):
             return t.packed
+        if self.all and t.shape[0] == len(self.lens):
+            return t.reshape(1, -1, *t.shape[2:])
         index = self.columns if t.shape[0] == 1 else self.index
         return t.reshape(-1, *t.shape[2:]).index_select(0, index).view(*self.lead, *t.shape[2:])
 
@@ -84,7 +88,8 @@ class Layout:
 
     def put(self, base: Tensor, rows: Tensor) -> Tensor:
         """A copy of ``base`` ``[B, S, D]`` with these rows in it."""
-        flat = base.reshape(-1, base.shape[-1]).index_copy(0, self.index, rows.flatten(0, 1).to(base.dtype))
+        rows = rows.flatten(0, 1).to(base.dtype)
+        flat = rows if self.all else base.reshape(-1, base.shape[-1]).index_copy(0, self.index, rows)
         return shaped(flat, base)
 
     def put_(self, base: Tensor, rows: Tensor) -> Tensor:
@@ -111,13 +116,18 @@ class Layout:
         return self._spread(t, self.index, batch, self.rows.mask.shape[1])
 
     def _spread(self, t: Tensor, index: Tensor, batch: int, length: int) -> Tensor:
+        if t.shape[2] == batch * length:  # all of them, in this order
+            return t[0].unflatten(1, (batch, length)).transpose(0, 1)
         rows = t[0].transpose(0, 1)
         flat = rows.new_zeros(batch * length, *rows.shape[1:]).index_copy(0, index, rows)
         return flat.view(batch, length, *rows.shape[1:]).transpose(1, 2)
 
     def unpadded(self, t: Tensor) -> Tensor:
         """The way back from :meth:`padded`, of ``[B, width, ...]``."""
-        return t.flatten(0, 1).index_select(0, self.rows.slots)[None] if self.packed else t
+        if not self.packed:
+            return t
+        flat = t.flatten(0, 1)
+        return (flat if len(flat) == len(self.rows) else flat.index_select(0, self.rows.slots))[None]
 
 
 def shaped(flat: Tensor, like: Tensor) -> Tensor:

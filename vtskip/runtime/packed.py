@@ -11,6 +11,7 @@ from vtskip.kernels.choice import Call, choose, requested
 from vtskip.kernels.dispatch import PackedRows
 from vtskip.kernels.dispatch import packed_attention as by_kernel
 from vtskip.kernels.packing import Segment, segments_of
+from vtskip.kernels.sdpa import by_blocks
 from vtskip.plan import ON_HOST
 from vtskip.runtime.attention import CAPTURE, attended, soft_cap
 from vtskip.runtime.cache import is_static
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def runs_packed(ex: Execution) -> bool:
     """Whether the layer may be taken apart, and some sample has fewer rows than another, or padding; or queries and keys are
-    different rows, or a kernel is asked for.
+    different rows, or a kernel is asked for, or one of ours is quicker than the model's own attention.
 
     It may not where someone has patched it, hooked its attention, or asked for attention maps or a loss on padding; under
     ZeRO-3 (ranks would call different modules), and where an empty set runs a filler so that all processes call the same
@@ -36,12 +37,18 @@ def runs_packed(ex: Execution) -> bool:
     if refused or not shared.packs or torch.compiler.is_compiling():
         return False
     sets = (ex.attend, ex.expose, ex.plan.ffn)
-    wanted = "attention" in requested() or (ex.expose is not ex.attend and by_position(ex))
+    wanted = "attention" in requested() or (by_position(ex) if ex.expose is not ex.attend else in_blocks(ex))
     if not wanted and all(s.even and (s.bounds or not rows.is_all(s) or len(s) == ex.batch * ex.length) for s in sets):
         return False
     if is_static(ex.stored) or ex.partitioned or any(s.least and not len(s) for s in sets):
         return False
     return ex.layer.vtskip.runtime.inner is None and not watched(ex.layer.self_attn)
+
+
+def in_blocks(ex: Execution) -> bool:
+    """Whether causal attention runs block by block on this device, and positions alone say who sees whom."""
+    fits = by_blocks(ex.rows.vision.device, ex.attend.width)
+    return fits and ex.kind == "sdpa" and ex.attend.samples is None and in_order(ex, same=True)
 
 
 def watched(attn: nn.Module) -> bool:

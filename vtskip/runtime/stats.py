@@ -247,7 +247,9 @@ class StepState:
         def ran(rows: Any) -> int:
             return len(rows) if packed and not rows.bounds else padded(rows)
 
-        def seen(name: str, rows: Any) -> int:  # vision rows in a set; those that only the device can count are added later
+        def seen(
+            name: str, rows: Any
+        ) -> int:  # vision rows in a set, 0 where only the device can count them: added later
             if not step.has_vision:
                 return 0
             exact = not (step.bounds or rows.bounds)
