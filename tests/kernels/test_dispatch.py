@@ -172,19 +172,21 @@ def test_sdpa_reads_no_key_behind_a_segment(monkeypatch, window):
     seed=st.integers(0, 99),
 )
 def test_causal_blocks_are_the_rule(lens, block, window, dtype, seed):
-    """On a CPU, without gradients: also where the last block is short, and heads share keys."""
+    """Also where the last block is short, and heads share keys."""
     rows = make_rows(lens, lens, True, False, seed)
-    qkv = [t.to(dtype) for t in tensors(rows, 4, 2)]
+    qkv = [t.to(dtype).requires_grad_() for t in tensors(rows, 4, 2)]
     before, calls, attend = (sdpa.BLOCK, sdpa.LONGEST), [], sdpa.scaled_dot_product_attention
     counted = lambda q, k, v, **more: (calls.append((q.shape[2], k.shape[2])), attend(q, k, v, **more))[1]  # noqa: E731
     try:
         sdpa.BLOCK, sdpa.LONGEST, sdpa.scaled_dot_product_attention = block, 20, counted
-        with torch.no_grad():
-            out = packed_attention(*qkv, rows, scale=SCALE, window=window, kernel="sdpa")
+        out = packed_attention(*qkv, rows, scale=SCALE, window=window, kernel="sdpa")
     finally:
         sdpa.BLOCK, sdpa.LONGEST, sdpa.scaled_dot_product_attention = *before, attend
-    expected = by_mask(*qkv, rows, window, None)
-    assert torch.allclose(out, expected, rtol=0, atol=1e-13 if dtype == torch.float64 else 2e-6)
+    expected, atol = by_mask(*qkv, rows, window, None), 1e-12 if dtype == torch.float64 else 5e-6
+    assert torch.allclose(out, expected, rtol=0, atol=atol)
+    if any(lens):
+        ours, truth = (torch.autograd.grad(t.square().sum(), qkv) for t in (out, expected))
+        assert all(torch.allclose(a, b, rtol=0, atol=4 * atol) for a, b in zip(ours, truth))
     if window is None:
         cut = lambda n: [(min(block, n - i), min(i + block, n)) for i in range(0, n, block)]  # noqa: E731
         assert calls == [call for n in lens if n for call in (cut(n) if block < n <= 20 else [(n, n)])]

@@ -1,4 +1,4 @@
-"""Causal attention block by block, on a CPU and without gradients: what the model's own attention gives, with fewer products."""
+"""Causal attention block by block, on a CPU: what the model's own attention gives, with fewer products."""
 
 import pytest
 import torch
@@ -72,7 +72,6 @@ def test_where_the_layers_own_attention_stays(blocks):
     with vtskip.attach(model, PLAIN) as handle:
         with torch.no_grad():
             assert torch.equal(model(**text).logits, stock)
-        model(**batch)  # gradients
         with torch.no_grad():
             model(**batch, output_attentions=True)
             hook = handle._layers[1].self_attn.register_forward_hook(lambda module, args, out: None)
@@ -86,14 +85,23 @@ def test_where_the_layers_own_attention_stays(blocks):
     assert not blocks
 
 
-def test_recomputation_takes_the_same_way(blocks):
-    """Reentrant checkpoints run forward without gradients first."""
+@pytest.mark.parametrize("checkpoints", [None, False, True], ids=["kept", "checkpointed", "reentrant"])
+def test_gradients(blocks, monkeypatch, checkpoints):
     family = FAMILIES["llava-llama"]
-    model, batch = family.model(), family.batch(EVEN)
-    model.train()
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-    enable({"use_reentrant": True})
-    model.enable_input_require_grads()
+    model, batch = family.model().train(), family.batch(EVEN)
+    if checkpoints is not None:
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": checkpoints})
+        model.enable_input_require_grads()
+    found = []
     with vtskip.attach(model, {"name": "mod", "keep": 0.5}):
-        model(**batch, labels=batch["input_ids"]).loss.backward()
-    assert not blocks
+        for longest in (sdpa.LONGEST, 0):
+            monkeypatch.setattr(sdpa, "LONGEST", longest)
+            blocks.clear()
+            model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
+            assert len(set(blocks)) == (longest and 3), "of the last layer only the rows with a label ask"
+            found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+            model.zero_grad()
+    assert len(found[0]) == len(found[1]) > 20
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], rtol=2**-18, atol=2**-20, msg=name)

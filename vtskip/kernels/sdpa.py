@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from vtskip.kernels.packing import PackedRows, Segment
 
 FEW = 4  # segments of a sample that are worth a call of their own
-BLOCK, LONGEST = 64, 1536  # queries per call by blocks, and the most rows of a sample for which that is quicker
+BLOCK, LONGEST = 64, 1024  # queries per call by blocks, and the most rows of a sample for which that is quicker
 
 
 def packed_attention(
@@ -38,10 +38,9 @@ def by_blocks(device: torch.device, rows: int) -> bool:
     """Whether :func:`packed_attention` runs a sample of ``rows`` causal rows block by block.
 
     torch's causal kernel for CPUs cuts keys into pieces of 512 and leaves out none that a query sees a part of: up to 512 rows
-    it multiplies the whole square. A block of queries that is given the keys up to its own end does half of it. Without
-    gradients: those of overlapping slices would be summed in memory once per block.
+    it multiplies the whole square. A block of queries that is given the keys up to its own end does half of it, backward too.
     """
-    return device.type == "cpu" and BLOCK < rows <= LONGEST and not torch.is_grad_enabled()
+    return device.type == "cpu" and BLOCK < rows <= LONGEST
 
 
 def _one(
