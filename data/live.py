@@ -61,7 +61,7 @@ def live_frames(
     import av
 
     try:
-        with av.open(url, format=form) as container:
+        with av.open(url, format=form, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise VideoError(f"{url}: no video stream")
             stream: Any = container.streams.video[0]

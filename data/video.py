@@ -82,7 +82,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
 
     _stat(path)
     try:
-        with av.open(str(path)) as container:
+        # a title in another alphabet's encoding is no fault of the pictures
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
                 raise VideoError(f"{path}: no video stream (the file holds {kinds})")

@@ -1,5 +1,9 @@
 """Reading frames by index and as a stream, and every way a file can be broken."""
 
+import random
+import re
+import signal
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -131,6 +135,48 @@ def test_broken_files_are_named_with_the_reason(tmp_path, fault, read):
         reason = "truncated"  # the stream meets the damage before it can count
     with pytest.raises(VideoError, match=f"{path}: .*{reason}"):
         read(path)
+
+
+@pytest.mark.parametrize("title", ["Kaffee für zwei".encode("latin-1"), b"\xff\xfe\x80"])
+def test_titles_in_any_encoding_are_no_fault(tmp_path, title):
+    """Cameras and old tools write names in their own code page; the pictures are whole."""
+    path = tmp_path / "clip.mp4"
+    _noise(path)
+    data = path.read_bytes()
+    written = re.search(rb"Lavf[0-9.]+", data)[0]
+    path.write_bytes(data.replace(written, title[: len(written)].ljust(len(written), b" ")))
+    assert probe(path).frames == 30
+    assert read_frames(path, [0, 29], 32).shape == (2, 32, 32, 3)
+    assert len(list(stream_frames(path, 10, 32))) == 30
+
+
+SPOILED = 120
+
+
+@pytest.mark.slow
+def test_spoiled_bytes_of_a_video_are_read_or_refused(tmp_path):
+    """Anywhere in the file, in its index and in its header: frames or our error, in good time."""
+    whole, rng, found = tmp_path / "whole.mp4", random.Random(0), Counter()
+    _noise(whole)
+    data, path = whole.read_bytes(), tmp_path / "clip.mp4"
+    index = data.index(b"moov")
+    for turn in range(SPOILED):
+        spoiled = bytearray(data)
+        low, high = [(0, len(data)), (index, len(data)), (0, 400)][turn % 3]
+        for _ in range(rng.choice([1, 5, 40])):
+            spoiled[rng.randrange(low, high)] = rng.randrange(256)
+        path.write_bytes(spoiled)
+        signal.alarm(60)  # a hang ends the tests
+        try:
+            read_frames(path, range(0, probe(path).frames, 5), 32)
+            list(stream_frames(path, 2, 32))
+            found["read"] += 1
+        except VideoError as e:
+            assert str(path) in str(e)
+            found["refused"] += 1
+        finally:
+            signal.alarm(0)
+    assert min(found["read"], found["refused"]) >= SPOILED // 10
 
 
 def test_a_file_that_breaks_off_streams_what_it_has(tmp_path):
