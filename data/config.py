@@ -52,7 +52,8 @@ class DataConfig(StrictModel):
         passes: of the public Ego4D narration file.
         level: which steps of GoalStep are told (steps, substeps or both); of the synthetic set what changes between frames
             although nothing happens (L0 to L4). relevance: of GoalStep's steps.
-        taxonomy, seen, ahead: of LTA: the class names, how many actions are seen and asked for.
+        taxonomy: of LTA the class names; of COIN its workbook or table, for answers that are matched with all of its labels.
+        seen, ahead: of LTA: how many actions are seen and asked for.
         takes: Ego-Exo4D's ``takes.json``. ego_visible: leave out what the wearer's camera does not show.
         tier, seed, holdout, grammar: of the synthetic set, see ``vtskip.data.synthetic.make``.
         features: folder of a frame-feature cache (``vtskip data features``) to train on in place of the videos.
@@ -203,7 +204,7 @@ def _synthetic(c: DataConfig, f: Files, on_error: OnError | Watch) -> Iterator[S
 
 COIN_TASKS = get_args(CoinTask)
 KINDS: dict[str, KindSpec] = {
-    "coin": KindSpec(_coin, STREAM | LISTS, COIN_TASKS, coin.NARRATE),
+    "coin": KindSpec(_coin, STREAM | LISTS | {"taxonomy"}, COIN_TASKS, coin.NARRATE),
     "ego4d_narration": KindSpec(_ego4d, STREAM | LISTS | {"passes"}, ("narration",)),
     "goalstep": KindSpec(
         _goalstep,

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from vtskip.config import StrictModel
 from vtskip.data import DataConfig
 from vtskip.eval.metrics import TOLERANCES
-from vtskip.eval.tasks import Caption
+from vtskip.eval.tasks import Caption, ClosedSet
 from vtskip.methods import MethodSpec
 
 Row = Literal[
@@ -29,11 +29,13 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 class TaskRun(StrictModel):
     """A task by name with the keys of its data section that differ from the run's.
 
-    With a ``kind`` of its own the section stands alone and takes only ``root`` from the run's.
+    With a ``kind`` of its own the section stands alone and takes only ``root`` from the run's. ``closed_set``: other labels
+    than the task's own choice (``vtskip.eval.tasks.Task``).
     """
 
     task: str
     data: dict[str, Any] = {}
+    closed_set: ClosedSet | None = None
     max_samples: int | None = Field(default=None, ge=1)
 
 

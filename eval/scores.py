@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtskip.data import DataConfig
+from vtskip.data import DataConfig, taxonomy
 from vtskip.data.files import read_json
 from vtskip.data.labels import class_words, step_words, task_words
 from vtskip.data.lta import read_taxonomy
 from vtskip.data.types import Sample
-from vtskip.errors import DataError
+from vtskip.errors import ConfigError, DataError
 from vtskip.eval import answers, events
 from vtskip.eval.distance import Closest
 from vtskip.eval.items import stream_counts
@@ -55,7 +55,16 @@ def labels(task: Task, data: DataConfig, samples: Sequence[Sample], tolerances: 
 
 
 def closed_set(task: Task, data: DataConfig, samples: Sequence[Sample]) -> list[str]:
-    """The labels of a COIN file that answers are matched with: of the videos at hand, or of all (``closed_set``)."""
+    """The labels that answers about COIN are matched with: of the videos at hand, of all of the file, or of the taxonomy
+    (``closed_set``). Raises ConfigError where no taxonomy is named, DataError for a bad one."""
+    if task.closed_set == "taxonomy":
+        table = Path("coin/taxonomy.csv") if data.kind == "synthetic" else data.taxonomy
+        if table is None:
+            raise ConfigError(
+                f"task {task.task!r}: closed_set 'taxonomy' needs 'taxonomy' in its data, COIN's taxonomy.xlsx"
+            )
+        tasks, steps = taxonomy.read_taxonomy((data.root or Path()) / table).categories()
+        return tasks if data.task == "task" else steps
     name = "coin/COIN.json" if data.kind == "synthetic" else data.annotations
     database = read_json((data.root or Path()) / (name or ""))["database"]
     chosen = list(database) if task.closed_set == "all" else sorted({s.meta["video_uid"] for s in samples})
@@ -104,8 +113,8 @@ def lta(task: Task, data: DataConfig, samples: Sequence[Sample], tolerances: Seq
 
 def lta_actions(data: DataConfig) -> Actions:
     """All verb-noun pairs of the taxonomy of a data section."""
-    taxonomy = read_taxonomy((data.root or Path()) / (data.taxonomy or ""))
-    return Actions([class_words(v) for v in taxonomy.verbs], [class_words(n) for n in taxonomy.nouns])
+    known = read_taxonomy((data.root or Path()) / (data.taxonomy or ""))
+    return Actions([class_words(v) for v in known.verbs], [class_words(n) for n in known.nouns])
 
 
 def _edits(candidates: list[list[tuple[int, int]]], truth: list[tuple[int, int]], actions: Actions) -> dict[str, Count]:

@@ -52,7 +52,8 @@ def task_sets(config: EvalConfig) -> list[TaskSet]:
     sets = []
     for run in config.runs:
         task = load_task(run.task, config.include_path)
-        task = task.model_copy(update={"captions": [*dict.fromkeys([*task.captions, *config.captions])]})
+        update = {"captions": [*dict.fromkeys([*task.captions, *config.captions])]}
+        task = task.model_copy(update=update | ({"closed_set": run.closed_set} if run.closed_set else {}))
         sets.append(
             _task_set(task, task_data(task, config.data, run.data), config, run.max_samples or config.max_samples)
         )

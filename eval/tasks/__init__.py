@@ -22,6 +22,7 @@ Count = tuple[float, float]
 Scores = dict[str, dict[str, Count]]  # flavour -> metric -> (value, weight) of one sample
 Caption = Literal["rouge_l"]
 Evaluator = Literal["stream", "rollout", "generate"]
+ClosedSet = Literal["split", "all", "taxonomy"]
 
 
 class Scorer(Protocol):
@@ -54,7 +55,8 @@ class Task(StrictModel):
         primary: flavour/metric that reports and pictures show first, and whether more of it is better.
         shown: further flavour/metric columns of reports.
         captions: further scores of free texts.
-        closed_set: which labels answers are matched with: those of the ``split``'s videos (the reference), or of ``all``.
+        closed_set: which labels answers are matched with: those of the ``split``'s videos (the reference), of ``all`` videos
+            in the file, or of the ``taxonomy`` that the data section names (of synthetic clips their own).
         cluster_by: key of a sample's ``meta`` that says which samples are alike; the video file where it is missing.
     """
 
@@ -70,7 +72,7 @@ class Task(StrictModel):
     higher_is_better: bool = True
     shown: list[str] = []
     captions: list[Caption] = []
-    closed_set: Literal["split", "all"] = "split"
+    closed_set: ClosedSet = "split"
     cluster_by: str = "video_uid"
 
 

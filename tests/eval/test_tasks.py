@@ -7,7 +7,7 @@ import pytest
 
 from vtskip.config import parse
 from vtskip.data import DataConfig
-from vtskip.errors import ConfigError
+from vtskip.errors import ConfigError, DataError
 from vtskip.eval import EvalConfig, run
 from vtskip.eval.scores import closed_set
 from vtskip.eval.sets import due_replies, question, task_sets
@@ -123,6 +123,32 @@ def test_closed_sets_are_those_of_the_split_or_of_all(coin):
     assert set(closed_set(task, data, samples)) == {"cut the bread", "open the lid"}
     everything = task.model_copy(update={"closed_set": "all"})
     assert set(closed_set(everything, data, samples)) == {"cut the bread", "open the lid", "look around"}
+
+
+def test_answers_are_matched_with_the_taxonomy_where_a_run_says_so(coin, checkpoint, tmp_path):
+    """Labels that no video of the file has are in the way of a fuzzy match, too."""
+    table = tmp_path / "taxonomy.csv"
+    labels = ["cut the bread", "open the lid", "look around", "close the lid"]
+    rows = [f"Kitchen,1,MakeBread,{n},{label}" for n, label in enumerate(labels)] + ["Garden,2,CutTheHedge,9,cut it"]
+    table.write_text("Domain,Target Id,Target Label,Action Id,Action Label\n" + "\n".join(rows) + "\n")
+
+    def sets(name, closed, **data):
+        run = {"task": name, "closed_set": closed, "data": data}
+        (part,) = task_sets(parse(EvalConfig, {"model": "m", "tasks": [run], "data": coin}, "test"))
+        return part, closed_set(part.task, part.data, part.samples)
+
+    part, found = sets("coin_step", "taxonomy", taxonomy=str(table))
+    assert set(found) == {*labels, "cut it"}
+    assert sets("coin_task", "taxonomy", taxonomy=str(table))[1] == ["cut the hedge", "make bread"]
+    sample = next(s for s in part.samples if s.meta["labels"] == ["open the lid"])
+    near = part.scorer(sample, {"answers": ["Close the lid"]})
+    assert near["reference"]["accuracy"] == (0.0, 1.0)
+    of_split = sets("coin_step", None)[0].scorer(sample, {"answers": ["Close the lid"]})
+    assert of_split["reference"]["accuracy"] == (1.0, 1.0)
+    with pytest.raises(ConfigError, match="'coin_step': closed_set 'taxonomy' needs 'taxonomy' in its data"):
+        sets("coin_step", "taxonomy")
+    with pytest.raises(DataError, match=r"nowhere\.csv"):
+        sets("coin_step", "taxonomy", taxonomy=str(tmp_path / "nowhere.csv"))
 
 
 def test_the_answer_is_not_shown(coin):
