@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from threading import get_ident
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtskip.errors import ModelError
@@ -146,7 +147,12 @@ class StepState:
             asked.begun = True
 
     def asked_here(self) -> Asked | None:
-        """What this thread's forward of the whole model is asked for; None where it runs none."""
+        """What this thread's forward of the whole model is asked for; None where it runs none.
+
+        A compiled graph cannot ask which thread it is in; what one forward alone is asked for, it is asked for here.
+        """
+        if torch.compiler.is_compiling():
+            return next(iter(self.asked.values())) if len(self.asked) == 1 else None
         return self.asked.get(get_ident()) if self.asked else None
 
     def leave(self) -> bool:
@@ -247,9 +253,7 @@ class StepState:
         def ran(rows: Any) -> int:
             return len(rows) if packed and not rows.bounds else padded(rows)
 
-        def seen(
-            name: str, rows: Any
-        ) -> int:  # vision rows in a set, 0 where only the device can count them: added later
+        def seen(name: str, rows: Any) -> int:  # vision rows in a set; 0 where only the device can count them, yet
             if not step.has_vision:
                 return 0
             exact = not (step.bounds or rows.bounds)
