@@ -93,6 +93,24 @@ def test_a_set_is_made_damaged_and_every_file_is_named(smoke, tmp_path, capsys):
     assert left == {path.name for path in before} - set(broken)
 
 
+def test_odd_files_are_made_beside_a_set(smoke, tmp_path, capsys):
+    out = tmp_path / "set"
+    shutil.copytree(smoke, out)
+    command = ["data", "make", "synthetic", "--tier", "smoke", "--out", str(out), "--odd"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    for kind in ODD:
+        assert f"odd/{kind}.mp4: readable" in printed
+        assert probe(out / f"odd/{kind}.mp4").frames in (1, 40)
+    for kind in BROKEN:
+        assert f"odd/{kind}.mp4: broken" in printed
+        with pytest.raises(VideoError):
+            probe(out / f"odd/{kind}.mp4")
+    assert (out / "manifest.json").read_bytes() == (smoke / "manifest.json").read_bytes()
+    assert main([*command, "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["odd"]) == {*ODD, *BROKEN}
+
+
 def test_refusals(tmp_path):
     for share in (0, 1.1):
         with pytest.raises(ConfigError, match="share"):

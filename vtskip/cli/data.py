@@ -1,7 +1,7 @@
 """``vtskip data``: data sets."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,29 +41,37 @@ def make(
     damage: Annotated[
         float | None, typer.Option("--damage", help="break this share of the videos, to see what a run makes of it")
     ] = None,
+    odd: Annotated[
+        bool,
+        typer.Option("--odd", help="also write odd/: files that a reader has to survive, readable and broken ones"),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Generate a data set of real video files with annotations in the formats of the public sets."""
     import json
 
     from vtskip.data.synthetic import make as make_synthetic
-    from vtskip.data.synthetic.damage import damage_set
+    from vtskip.data.synthetic.damage import BROKEN, damage_set, write_odd
     from vtskip.errors import ConfigError, nearest
 
     if what != "synthetic":
         raise ConfigError(f"unknown data set {what!r}{nearest(what, ['synthetic'])}; accepted: synthetic")
     folder = make_synthetic(tier, out, seed, workers=workers, level=level, holdout=holdout, grammar=grammar)
     broken = {} if damage is None else damage_set(folder, damage, seed)
+    extra = write_odd(folder / "odd", seed) if odd else {}
     splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
     counts = {name: len(uids) for name, uids in splits.items()}
     if as_json:
-        told = {"damaged": broken} if broken else {}
+        told: dict[str, Any] = {"damaged": broken} if broken else {}
+        told |= {"odd": {kind: str(path) for kind, path in extra.items()}} if extra else {}
         print(json.dumps({"out": str(folder), "tier": tier, "seed": seed, "clips": counts} | told))
         return
     clips = sum(counts[name] for name in ("train", "val", "test"))  # other lists are parts of these
     print(f"{folder}: {clips} clips ({', '.join(f'{n} {name}' for name, n in counts.items())})")
     for name, kind in broken.items():
         print(f"  {name}: {kind}")
+    for kind, path in extra.items():
+        print(f"  {path.relative_to(folder)}: {'broken' if kind in BROKEN else 'readable'}")
 
 
 @app.command()
