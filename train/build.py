@@ -21,7 +21,7 @@ from vtskip.train.adapters import add_lora
 from vtskip.train.chat import ChatTemplate
 from vtskip.train.config import ModelRecipe, TrainConfig
 from vtskip.train.parts import choose_trained
-from vtskip.train.stock import family_name, load_stock, saved_beside, weights_beside
+from vtskip.train.stock import family_name, load_stock, saved_beside, start_connector, weights_beside
 
 
 def build_model(config: TrainConfig, samples: list[Sample]) -> tuple[Any, Any, StreamTemplate | ChatTemplate]:
@@ -91,6 +91,8 @@ def new_model(recipe: ModelRecipe, data: DataConfig, samples: list[Sample]) -> t
     with set_zero3_state():  # random weights are drawn whole and cut up later: the same ones without DeepSpeed
         model = StreamingLlava(config, language_model)
     model.load_vision()
+    if recipe.connector not in (None, "new"):
+        start_connector(model, str(recipe.connector))
     return model, tokenizer
 
 

@@ -9,6 +9,7 @@ from vtskip.config import StrictModel
 from vtskip.data.config import DataConfig
 from vtskip.methods import MethodSpec
 from vtskip.train.options import Best, KeepWarmup, Sampling, Watch
+from vtskip.train.renamed import NAMES
 from vtskip.train.sections import Augment, Count, Lora, Loss, ModelRecipe, Optim, Positive, Trains
 
 __all__ = ["Augment", "Lora", "Loss", "ModelRecipe", "Optim", "TrainConfig", "Trains"]
@@ -59,26 +60,7 @@ class TrainConfig(StrictModel):
         workers: data loader processes.
     """
 
-    renamed: ClassVar[dict[str, str]] = {
-        "output_dir": "out",
-        "dataset": "data",
-        "datasets": "data",
-        "eval_data": "validation",
-        "model_name_or_path": "model.pretrained",
-        "logging_steps": "log_every",
-        "save_steps": "save_every",
-        "eval_steps": "eval_every",
-        "metric_for_best_model": "best.metric",
-        "greater_is_better": "best.higher_is_better",
-        "load_best_model_at_end": "best.load",
-        "save_total_limit": "keep",
-        "bf16": "precision: bf16",
-        "fp16": "precision: bf16",
-        "learning_rate": "optim.lr",
-        "cutoff_len": "max_tokens",
-        "lora_rank": "lora.r",
-        "lora_alpha": "lora.alpha",
-    }
+    renamed: ClassVar[dict[str, str]] = NAMES
 
     name: str = "train"
     out: Path

@@ -88,13 +88,14 @@ class RunTrainer(Trainer):
         after a signal, ModelError for a loss that is no number, CheckpointError where something could not be written.
         """
         done = step_of(checkpoint) if checkpoint else 0
-        if checkpoint and done >= self.planned_steps():  # transformers would take one step too many
+        if checkpoint and self.best is not None:
+            self.best.read(checkpoint)
+        # Past the last step transformers would take one more.
+        if checkpoint and (done >= self.planned_steps() or (self.best is not None and self.best.exhausted)):
             if self.is_deepspeed_enabled:
                 raise ConfigError(f"{checkpoint}: all {done} steps are done; that folder holds the model")
             self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             self._load_from_checkpoint(str(checkpoint))
-            if self.best is not None:
-                self.best.read(checkpoint)
         else:
             self.resumed = checkpoint
             with self.signals.listening(), numbers_only(checkpoint, self.is_deepspeed_enabled):
@@ -232,6 +233,8 @@ class RunTrainer(Trainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Asked by the Trainer after an evaluation, before it saves."""
         found = self.best is not None and self.best.beaten_by(metrics, self.state.global_step)
+        if self.best is not None and self.best.exhausted:  # saved, so that --resume auto finds a run that is over
+            self.control.should_training_stop = self.control.should_save = True
         self.control.should_save |= found
         return found
 
@@ -305,8 +308,6 @@ class Turns(TrainerCallback):
         trainer.watcher.start_anew()
         if trainer.resumed is not None:
             load_state(trainer.resumed, args.process_index, trainer, trainer.watcher, trainer.probe)
-            if trainer.best is not None:
-                trainer.best.read(trainer.resumed)
             if args.should_save:
                 set_aside_later(trainer.out, state.global_step)
                 if trainer.best is not None:

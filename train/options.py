@@ -6,6 +6,7 @@ from pydantic import Field
 
 from vtskip.config import StrictModel
 from vtskip.schedules import Keep
+from vtskip.train.renamed import NAMES
 
 Count = Annotated[int, Field(ge=1)]
 BAD_BATCHES = "bad_batches"  # folder in a run's folder: batches whose loss was no number
@@ -61,14 +62,12 @@ class Best(StrictModel):
             ``ego4d_narration/strict/time_diff``.
         higher_is_better: by default as the task file says of its first metric.
         load: the run's folder gets the best model at the end, in place of the last.
+        patience: the run ends when so many scores in a row were no better. None: it takes all its steps.
     """
 
-    renamed: ClassVar[dict[str, str]] = {
-        "metric_for_best_model": "best.metric",
-        "greater_is_better": "best.higher_is_better",
-        "load_best_model_at_end": "best.load",
-    }
+    renamed: ClassVar[dict[str, str]] = NAMES
 
     metric: str
     higher_is_better: bool | None = None
     load: bool = False
+    patience: Count | None = None

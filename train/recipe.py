@@ -99,6 +99,7 @@ def train(
             "broken": len(trainer.broken_samples()),
             "trained_parameters": count(model)[0],
             "best": None if trainer.best is None else trainer.best.checkpoint,
+            "ended_early": trainer.best is not None and trainer.best.exhausted,
         } | (final_evaluation(trainer) if trainer.evaluates else {})
 
 

@@ -116,7 +116,13 @@ class BestScore:
         higher = known.get(self.metric) if options.higher_is_better is None else options.higher_is_better
         if higher is None:
             raise ConfigError(f"best.metric {self.metric!r}: say 'higher_is_better', it is no task's first metric")
-        self.higher, self.load, self.value, self.step = bool(higher), options.load, 0.0, 0
+        self.higher, self.load, self.patience = bool(higher), options.load, options.patience
+        self.value, self.step, self.missed = 0.0, 0, 0
+
+    @property
+    def exhausted(self) -> bool:
+        """As many scores in a row were no better as the run has patience for."""
+        return self.patience is not None and self.missed >= self.patience
 
     @property
     def checkpoint(self) -> str | None:
@@ -130,16 +136,16 @@ class BestScore:
             raise ConfigError(
                 f"best.metric {self.metric!r}: no such score{nearest(self.metric, names)}; accepted: {', '.join(names)}"
             )
-        if math.isnan(value):
+        if math.isnan(value) or (self.step and not (value > self.value if self.higher else value < self.value)):
+            self.missed += self.step > 0
             return False
-        if self.step and not (value > self.value if self.higher else value < self.value):
-            return False
-        self.value, self.step = value, step
+        self.value, self.step, self.missed = value, step, 0
         return True
 
     def write(self, folder: Path) -> None:
         if self.step:
             facts = {"checkpoint": self.checkpoint, "step": self.step, "metric": self.metric, "value": self.value}
+            facts |= {"missed": self.missed} if self.patience else {}
             write_atomic(folder / self.FILE, (json.dumps(facts, indent=2) + "\n").encode())
         else:
             (folder / self.FILE).unlink(missing_ok=True)
@@ -148,4 +154,4 @@ class BestScore:
         """As it was when the checkpoint ``folder`` was written."""
         path = folder / self.FILE
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.value, self.step = found.get("value", 0.0), found.get("step", 0)
+        self.value, self.step, self.missed = found.get("value", 0.0), found.get("step", 0), found.get("missed", 0)

@@ -1,11 +1,13 @@
 """The groups of keys in a training file: what the model is, what of it learns, how its data are varied."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from vtskip.config import StrictModel
+from vtskip.train.renamed import NAMES
 
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -23,8 +25,9 @@ class ModelRecipe(StrictModel):
             token ids of ``llava`` and ``messages`` data and of questions about clips.
         revision, attention: of ``pretrained``: a branch or commit; ``sdpa``, ``flash_attention_2``, ``eager``.
         processor: options of its processor, for example ``max_pixels``. chat_template: a file in place of its own.
-        connector: ``new``, or a file (safetensors, or a published ``mm_projector.bin``) with the connector's weights. With
-            ``lm`` and this a second stage starts from a plain language model, as LLaVA's does.
+        connector: ``new``, or a file (safetensors, or a published ``mm_projector.bin``) with the connector's weights: of a first
+            stage, for a new StreamingLlava too. With ``lm`` and this a second stage of a stock model starts from a plain
+            language model, as LLaVA's does.
         checkpoint: folder of a StreamingLlava (``vtskip train`` or ``save_pretrained``); the other keys are then its own.
         vision: name of an open_clip model, or a dict of its ``vision_cfg`` keys.
         vision_pretrained: published tag or local file; None starts from random weights.
@@ -36,11 +39,7 @@ class ModelRecipe(StrictModel):
         tokenizer: ``words`` (a word-level vocabulary made from the training texts) or a folder; None is ``lm``'s own.
     """
 
-    renamed: ClassVar[dict[str, str]] = {
-        "stream_loss_weight": "loss.stream_weight",
-        "name_or_path": "model.pretrained",
-        "model_name_or_path": "model.pretrained",
-    }
+    renamed: ClassVar[dict[str, str]] = NAMES
 
     pretrained: str | None = None
     revision: str | None = None
@@ -67,7 +66,7 @@ class ModelRecipe(StrictModel):
                 raise ValueError(
                     "with 'pretrained', 'lm' is the id or folder that its language model's weights come from"
                 )
-        elif stock := sorted(given & (STOCK - {"lm", "pretrained"})):
+        elif stock := sorted(given & (STOCK - {"lm", "connector", "pretrained"})):
             raise ValueError(f"{', '.join(stock)} belong to 'pretrained', which is not given")
         elif self.checkpoint is not None:
             if others := sorted(given - {"checkpoint"}):
@@ -108,14 +107,7 @@ class Lora(StrictModel):
         rank_stabilised: scale by ``alpha / sqrt(r)``.
     """
 
-    renamed: ClassVar[dict[str, str]] = {
-        "rank": "lora.r",
-        "lora_r": "lora.r",
-        "lora_alpha": "lora.alpha",
-        "lora_dropout": "lora.dropout",
-        "target_modules": "lora.targets",
-        "modules_to_save": "trains.names",
-    }
+    renamed: ClassVar[dict[str, str]] = NAMES | {"rank": "lora.r"}
 
     r: Count = 16
     alpha: Count = 32
@@ -164,19 +156,10 @@ class Optim(StrictModel):
     Attributes:
         lrs: learning rates that differ from ``lr``, by part (vision, connector, lm, router) or by a pattern of parameter
             names; of several patterns the first that matches counts, and any of them before a part.
-        warmup: share of the steps. clip: largest gradient norm, 0 for none.
+        warmup: share of the steps below 1, else their number. clip: largest gradient norm, 0 for none.
     """
 
-    renamed: ClassVar[dict[str, str]] = {
-        "learning_rate": "optim.lr",
-        "max_steps": "optim.steps",
-        "num_train_epochs": "optim.epochs",
-        "per_device_train_batch_size": "optim.batch_size",
-        "gradient_accumulation_steps": "optim.accumulate",
-        "warmup_ratio": "optim.warmup",
-        "lr_scheduler_type": "optim.schedule",
-        "max_grad_norm": "optim.clip",
-    }
+    renamed: ClassVar[dict[str, str]] = NAMES
 
     steps: Count | None = None
     epochs: Positive = 1.0
@@ -187,5 +170,12 @@ class Optim(StrictModel):
     weight_decay: Weight = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    warmup: Weight = 0.05
     clip: Weight = 1.0
+
+    @model_validator(mode="after")
+    def _warms_up_within(self) -> "Optim":
+        if self.warmup >= 1 and (self.warmup % 1 or self.warmup >= (self.steps or math.inf)):
+            few = "" if self.steps is None else f" below the run's {self.steps}"
+            raise ValueError(f"warmup {self.warmup:g}: accepted: a share of the steps below 1, or a whole number{few}")
+        return self

@@ -38,6 +38,7 @@ FREE_ON_RESUME = {
     "optim.epochs",
     "validation",
     "evaluation",
+    "best.patience",
     "report_to",
     "log_every",
     "eval_every",

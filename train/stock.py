@@ -88,8 +88,13 @@ def start_connector(model: nn.Module, source: str) -> None:
         return
     given = read_tensors(source)
     named = [[k for k in given if name == k or name.endswith(f".{k}") or k.endswith(f".{name}")] for name in own]
-    if not any(named) and [t.shape for t in given.values()] == [full_shape(p) for p in own.values()]:
-        named = [[key] for key in given]  # another name for each, in the same order: the releases number their layers
+    if not any(named):  # another name for each, in the same order: the releases number their layers
+        # A safetensors file is sorted by name, one of torch's own kind is as the model was.
+        for theirs, ours in (([*given], [*own]), (sorted(given), sorted(own))):
+            if [given[k].shape for k in theirs] == [full_shape(own[k]) for k in ours]:
+                pairs = dict(zip(ours, theirs))
+                named = [[pairs[name]] for name in own]
+                break
     for (name, parameter), found in zip(own.items(), named):
         if len(found) != 1 or given[found[0]].shape != full_shape(parameter):
             there = [f"{key} {list(given[key].shape)}" for key in found or given]

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 import vtskip.configs
+from vtskip._faults import follow
 from vtskip.config import load_config, parse
 from vtskip.errors import VtskipError
 from vtskip.train import TrainConfig, run
+from vtskip.train.renamed import NAMES
 
 CONFIGS = Path(vtskip.configs.__path__[0])
 
@@ -110,3 +112,38 @@ def test_out_may_not_be_a_file(values):
     Path(values["out"]).write_text("")
     with pytest.raises(VtskipError, match="is a file"):
         run(parse(TrainConfig, values, "test"), progress=False)
+
+
+def test_keys_of_other_programs_are_answered_with_ours(tmp_path):
+    """Also where a flat file, as LLaMA-Factory and axolotl have it, lists them beside each other."""
+    flat = {"base_model": "model.pretrained", "num_train_epochs": "optim.epochs", "warmup_ratio": "optim.warmup"}
+    flat |= {"per_device_train_batch_size": "optim.batch_size", "lora_target": "lora.targets", "lr": "optim.lr"}
+    path = tmp_path / "flat.yaml"
+    path.write_text("".join(f"{key}: 1\n" for key in flat))
+    with pytest.raises(VtskipError) as caught:
+        load_config(TrainConfig, path)
+    for line, (key, here) in enumerate(flat.items(), 1):
+        assert f"{path}:{line}: unknown key {key!r}: here it is {here!r}" in str(caught.value)
+    with pytest.raises(VtskipError, match=r"override 'optim.lora_rank=8': .*here it is 'lora.r'"):
+        load_config(TrainConfig, CONFIGS / "train" / "tiny_dense.yaml", ["optim.lora_rank=8"])
+
+
+def test_every_key_that_is_named_instead_is_one():
+    for key, here in NAMES.items():
+        for name in here.partition(":")[0].split(" and "):
+            names = name.split(".")
+            held = follow(TrainConfig, tuple(names[:-1]))
+            assert name == "--resume" or any(names[-1] in model.model_fields for model in held), key
+
+
+def test_warmup_is_a_share_or_a_number_of_steps(values, tmp_path):
+    values["optim"] |= {"steps": 3, "warmup": 2}
+    run(parse(TrainConfig, values, "test"), progress=False)
+    rates = [
+        json.loads(line).get("learning_rate") for line in (tmp_path / "run/train_log.jsonl").read_text().splitlines()
+    ]
+    assert rates[:3] == pytest.approx([0.0, 0.005, 0.01])
+    for wrong in (1.5, 3, 4):
+        values["optim"]["warmup"] = wrong
+        with pytest.raises(VtskipError, match=rf"warmup {wrong:g}: accepted: .* whole number below the run's 3"):
+            parse(TrainConfig, values, "test")

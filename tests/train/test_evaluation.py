@@ -136,6 +136,21 @@ def test_the_best_score_goes_on_with_a_resumed_run(evaluated, tmp_path):
     assert json.loads((again / "best.json").read_text()) == json.loads((out / "best.json").read_text())
 
 
+def test_patience_ends_a_run_and_a_resumed_one_finds_it_over(evaluated):
+    """The first loss is taken for the best of a falling curve, so that each later one is a miss."""
+    best = {"metric": "loss", "higher_is_better": True, "patience": 2}
+    evaluated |= {"lora": None, "evaluation": None, "eval_every": 1, "best": best}
+    evaluated["optim"] |= {"steps": 5, "schedule": "constant"}
+    out = Path(evaluated["out"])
+    for resume in ("never", "auto"):
+        summary = train(evaluated, resume)
+        assert (summary["steps"], summary["best"], summary["ended_early"]) == (3, "checkpoint-1", True)
+        assert summary["eval_loss"] == lines(out)[5]["eval_loss"]
+    summary = train(evaluated | {"best": best | {"patience": 3}}, "auto")  # one more miss, from where it ended
+    assert (summary["steps"], summary["ended_early"]) == (4, True)
+    assert [line["step"] for line in log(out)] == [1, 2, 3, 4]
+
+
 @pytest.mark.slow
 def test_killed_while_the_best_is_saved(evaluated, tmp_path):
     evaluated |= {"lora": None, "eval_every": 1, "keep": 1, "best": {"metric": "loss"}}

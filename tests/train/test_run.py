@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vtskip.config import parse
 from vtskip.data.collate import StreamCollator
-from vtskip.errors import VideoError, VtskipError
+from vtskip.errors import ConfigError, VideoError, VtskipError
 from vtskip.loading import load
 from vtskip.saving import method_state
 from vtskip.template import StreamTemplate
@@ -193,6 +193,27 @@ def test_a_language_model_from_a_folder_keeps_its_weights(values, tmp_path, tie)
     model, _ = load(values["out"])
     for name, weight in lm.state_dict().items():
         torch.testing.assert_close(model.language_model.get_parameter(name), weight, atol=0, rtol=0)
+
+
+def test_a_connector_of_a_first_stage_is_taken(values, tmp_path):
+    """By its names in another run's model, or in the order of a published projector; what does not fit is named."""
+    values["trains"] = {"connector": False}
+    values["model"]["connector"] = str(tmp_path / "connector.safetensors")
+    own = {
+        name: torch.randn(shape) for name, shape in (("0.weight", (32, 32)), ("0.bias", (32,)), ("2.weight", (32, 32)))
+    }
+    own["2.bias"] = torch.randn(32)
+    for prefix in ("connector", "model.mm_projector"):
+        save_file({f"{prefix}.{name}": tensor for name, tensor in own.items()}, values["model"]["connector"])
+        values["out"] = str(tmp_path / prefix)
+        train(values)
+        found = weights(values["out"])
+        assert all(torch.equal(found[f"connector.{name}"], tensor) for name, tensor in own.items())
+    save_file({"connector.0.weight": torch.zeros(8, 8)}, values["model"]["connector"])
+    with pytest.raises(
+        ConfigError, match=r"model.connector .*: connector.0.weight \[32, 32\] is not there once, but .*8, 8"
+    ):
+        train(values | {"out": str(tmp_path / "other")})
 
 
 def test_validation_is_logged(values):

@@ -64,4 +64,5 @@ def command(
         f"{summary['trained_parameters'] / 1e6:.2f} M parameters trained on {summary['samples']} conversations{broken}"
         + (f"\nheld out: {scores}" if scores else "")
         + (f"\nbest: {summary['best']}" if summary["best"] else "")
+        + ("; ended early: no better one within best.patience" if summary["ended_early"] else "")
     )
