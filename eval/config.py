@@ -30,12 +30,14 @@ class TaskRun(StrictModel):
     """A task by name with the keys of its data section that differ from the run's.
 
     With a ``kind`` of its own the section stands alone and takes only ``root`` from the run's. ``closed_set``: other labels
-    than the task's own choice (``vtskip.eval.tasks.Task``).
+    than the task's own choice (``vtskip.eval.tasks.Task``). ``prior``: keys of the data section that make the samples in which
+    ``majority`` and ``bigram`` count, where those are another file and not ``prior_split``.
     """
 
     task: str
     data: dict[str, Any] = {}
     closed_set: ClosedSet | None = None
+    prior: dict[str, Any] = {}
     max_samples: int | None = Field(default=None, ge=1)
 
 
@@ -60,7 +62,8 @@ class EvalConfig(StrictModel):
             alone shows how much a model suffers that was trained with other rows.
         checkpoints: further rows, by a name of one's own: the folder of another model, which runs as it was saved, with its own
             method and its own grid of patches, on frames of the same size.
-        prior_split: split that the answers of ``majority`` and ``bigram`` are counted in.
+        prior_split: split that the answers of ``majority`` and ``bigram`` are counted in; tasks whose data have no lists of
+            splits are left out of these rows, unless they say where (``prior``).
         threshold: of the evaluation; 0 is plain argmax, as in published numbers.
         continuation: which frames follow a silent turn: the published code's window or the ``exact`` next frames.
         tolerances: seconds at which timing precision, recall and F1 are taken.

@@ -1,7 +1,7 @@
 """Answers without a model: what an annotation of other videos makes likely. Every claim to see has to beat them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vtskip.data.timeline import clean_text
 from vtskip.data.types import Sample
@@ -31,6 +31,19 @@ class Majority:
 
     def __call__(self, sample: Sample) -> str:
         return most_frequent(self.by_question.get(question_of(sample)) or self.all)
+
+
+class PlaceMajority:
+    """The most frequent entry of every place of a list, whatever was asked (LTA)."""
+
+    def __init__(self, samples: Sequence[Sample]):
+        lists = [answer_of(sample).splitlines() for sample in samples]
+        if not lists:
+            raise DataError("rows: 'majority' found no answers to count in the prior split")
+        self.text = "\n".join(most_frequent(Counter(place)) for place in zip(*lists))
+
+    def __call__(self, sample: Sample) -> str:
+        return self.text
 
 
 class Bigram:
@@ -65,6 +78,8 @@ def has_prior(row: str, evaluator: str, coin_task: str | None) -> bool:
     return evaluator == "generate" and (row == "majority" or coin_task in FOLLOWS)
 
 
-def prior(row: str, known: Sequence[Sample]) -> Majority | Bigram:
-    """The answers of row ``row``, counted in ``known``: the samples of the same task of another split."""
-    return Majority(known) if row == "majority" else Bigram(known)
+def prior(row: str, scores: str, known: Sequence[Sample]) -> Callable[[Sample], str]:
+    """The answers of row ``row``, counted in ``known``: samples of the same task (scored by ``scores``) of other videos."""
+    if row == "bigram":
+        return Bigram(known)
+    return PlaceMajority(known) if scores == "lta" else Majority(known)

@@ -110,8 +110,9 @@ class Evaluation:
             asked, checkpoint, config.seed, example, config.random_checkpoint, config.checkpoints
         )
         self.priors = [name for name in config.rows if name in PRIORS]
+        self.guesses = {(name, s.task.task): _guesses(name, s) for name in self.priors for s in sets}
         for name in self.priors:
-            if not any(has_prior(name, s.task.evaluator, s.data.task) for s in sets):
+            if not any(self.guesses[name, s.task.task] for s in sets):
                 raise ConfigError(f"rows: {name!r} has no answer to any of the tasks {[s.task.task for s in sets]}")
         settings = config.model_dump(mode="json", exclude={"out", "name"}) | {
             "tasks": [s.task.model_dump() for s in sets]
@@ -259,10 +260,9 @@ class Evaluation:
         return lines
 
     def _guessed(self, row: str, part: TaskSet) -> Answer | None:
-        if not has_prior(row, part.task.evaluator, part.data.task):
+        guess = self.guesses[row, part.task.task]
+        if guess is None:
             return None
-        known, _ = read_samples(part.data.model_copy(update={"split": self.config.prior_split}), skip=True)
-        guess = prior(row, known)
 
         def ask(samples: list[Sample]) -> list[Line | None]:
             times = part.task.generation.num_return_sequences
@@ -279,6 +279,14 @@ class Evaluation:
         keys = [(row, s.task.task, x.uid) for row in self.described for s in self.sets for x in s.samples]
         found = (self.journal.done.get(key) for key in keys)
         return [line for line in found if line is not None and "skipped" not in line]
+
+
+def _guesses(row: str, part: TaskSet) -> Callable[[Sample], str] | None:
+    """What answers a task without a model; None where it has no prior, or nothing says where it could be counted."""
+    if part.prior is None or not has_prior(row, part.task.evaluator, part.data.task):
+        return None
+    known, _ = read_samples(part.prior, skip=True)
+    return prior(row, part.task.scores, known)
 
 
 def _no_frames() -> Any:

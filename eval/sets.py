@@ -1,9 +1,11 @@
 """The samples of a run's tasks, and what of them is asked and due."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vtskip.config import parse
 from vtskip.data import DataConfig
 from vtskip.data.config import iterate
 from vtskip.data.types import Sample
@@ -26,12 +28,16 @@ STREAMS = Task(
 
 @dataclass
 class TaskSet:
-    """A task with its samples. ``skipped``: what could not be read (name, fault), with ``on_error: skip``."""
+    """A task with its samples. ``skipped``: what could not be read (name, fault), with ``on_error: skip``.
+
+    ``prior``: the data in which answers are counted for rows without a model; None where nothing says which they are.
+    """
 
     task: Task
     data: DataConfig
     samples: list[Sample]
     scorer: Scorer
+    prior: DataConfig | None = None
     skipped: dict[str, str] = field(default_factory=dict)
 
     def cluster(self, sample: Sample) -> str:
@@ -54,10 +60,20 @@ def task_sets(config: EvalConfig) -> list[TaskSet]:
         task = load_task(run.task, config.include_path)
         update = {"captions": [*dict.fromkeys([*task.captions, *config.captions])]}
         task = task.model_copy(update=update | ({"closed_set": run.closed_set} if run.closed_set else {}))
-        sets.append(
-            _task_set(task, task_data(task, config.data, run.data), config, run.max_samples or config.max_samples)
-        )
+        data = task_data(task, config.data, run.data)
+        part = _task_set(task, data, config, run.max_samples or config.max_samples)
+        part.prior = prior_data(task, data, run.prior, config.prior_split)
+        sets.append(part)
     return sets
+
+
+def prior_data(task: Task, data: DataConfig, own: Mapping[str, Any], split: str) -> DataConfig | None:
+    """The data in which answers are counted: by keys of their own, else another split, where there are lists of splits."""
+    if own:
+        values = data.model_dump(exclude_unset=True) | dict(own)
+        return parse(DataConfig, values, f"prior of task {task.task!r}")
+    has_lists = data.kind in ("coin", "synthetic") or data.splits is not None
+    return data.model_copy(update={"split": split}) if has_lists else None
 
 
 def _task_set(task: Task, data: DataConfig, config: EvalConfig, most: int | None) -> TaskSet:

@@ -182,6 +182,38 @@ def test_anticipation_has_edit_distances_of_all_beams(checkpoint, clips, tmp_pat
     assert not (tmp_path / "out/submission_ego4d_lta.json").exists()
 
 
+def test_priors_of_tasks_without_lists_of_splits(checkpoint, coin, clips, tmp_path):
+    """LTA's training actions are in another file: the most frequent one of every place. Without such a file there is no row."""
+    (tmp_path / "taxonomy.json").write_text(json.dumps({"verbs": ["cut", "open"], "nouns": ["bread", "lid"]}))
+    for name, verbs in {"val": (0, 0, 0, 1, 0), "train": (0, 1, 1, 1, 0, 0, 1)}.items():
+        rows = [
+            {"video_uid": "a", "clip_uid": name, "action_idx": i, "clip_parent_start_sec": 0.0, "verb_label": verb}
+            | {"action_clip_start_sec": i / 2, "action_clip_end_sec": i / 2 + 0.4, "noun_label": 0}
+            for i, verb in enumerate(verbs)
+        ]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"clips": rows}))
+    data = {"kind": "ego4d_lta", "root": str(tmp_path), "annotations": "val.json", "taxonomy": "taxonomy.json"}
+    task = {"task": "ego4d_lta", "data": data | {"videos": str(clips / "videos"), "seen": 2, "ahead": 3}}
+    both = {"data": coin, "rows": ["majority"], "max_samples": 1}
+    record = run(configured(checkpoint, tasks=["coin_step", task], **both))
+    assert [list(record["tasks"][name]["rows"]) for name in ("coin_step", "ego4d_lta")] == [
+        ["model", "majority"],
+        ["model"],
+    ]
+    with pytest.raises(ConfigError, match="'majority' has no answer to any of the tasks"):
+        run(configured(checkpoint, tasks=[task], rows=["majority"]))
+
+    own = task | {"prior": {"annotations": "train.json"}}
+    record = run(configured(checkpoint, tasks=[own], rows=["majority"], out=str(tmp_path / "out")))
+    lines = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
+    (line,) = (line for line in lines if line["row"] == "majority")
+    assert line["answers"] == ["1. Open bread.\n2. Cut bread.\n3. Cut bread."] * 5
+    assert line["scores"]["strict"]["verb_accuracy"] == [1, 3] and line["scores"]["strict"]["noun_accuracy"] == [3, 3]
+    wrong = task | {"prior": {"anotations": "train.json"}}
+    with pytest.raises(ConfigError, match=r"prior of task 'ego4d_lta'.*annotations"):
+        run(configured(checkpoint, tasks=[wrong], rows=["majority"]))
+
+
 def test_anticipation_on_a_synthetic_set_has_ceilings(checkpoint, clips, tmp_path):
     """Of the first answer, place by place; of the test file of such a set, and of no other file."""
     from vtskip.data.synthetic.bayes import anticipation_of
