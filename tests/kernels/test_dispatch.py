@@ -176,12 +176,15 @@ def test_causal_blocks_are_the_rule(lens, block, window, dtype, seed):
     rows = make_rows(lens, lens, True, False, seed)
     qkv = [t.to(dtype).requires_grad_() for t in tensors(rows, 4, 2)]
     before, calls, attend = (sdpa.BLOCK, sdpa.LONGEST), [], sdpa.scaled_dot_product_attention
+    threads = torch.get_num_threads()
     counted = lambda q, k, v, **more: (calls.append((q.shape[2], k.shape[2])), attend(q, k, v, **more))[1]  # noqa: E731
     try:
+        torch.set_num_threads(1)
         sdpa.BLOCK, sdpa.LONGEST, sdpa.scaled_dot_product_attention = block, 20, counted
         out = packed_attention(*qkv, rows, scale=SCALE, window=window, kernel="sdpa")
     finally:
         sdpa.BLOCK, sdpa.LONGEST, sdpa.scaled_dot_product_attention = *before, attend
+        torch.set_num_threads(threads)
     expected, atol = by_mask(*qkv, rows, window, None), 1e-12 if dtype == torch.float64 else 5e-6
     assert torch.allclose(out, expected, rtol=0, atol=atol)
     if any(lens):

@@ -39,8 +39,9 @@ def by_blocks(device: torch.device, rows: int) -> bool:
 
     torch's causal kernel for CPUs cuts keys into pieces of 512 and leaves out none that a query sees a part of: up to 512 rows
     it multiplies the whole square. A block of queries that is given the keys up to its own end does half of it, backward too.
+    Not with several threads: they would wait for one another behind every block, which on a busy machine takes longer than it.
     """
-    return device.type == "cpu" and BLOCK < rows <= LONGEST
+    return device.type == "cpu" and BLOCK < rows <= LONGEST and torch.get_num_threads() == 1
 
 
 def _one(

@@ -88,7 +88,16 @@ def hands_on(layers: Sequence[nn.Module], packs: bool) -> None:
 
 def quiet(layer: nn.Module) -> bool:
     """Whether nobody stands before or behind a layer's forward: a hook, or accelerate, which moves what layers hand on."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    everywhere = (modules._global_forward_hooks, modules._global_forward_pre_hooks)
-    backward = (modules._global_backward_hooks, modules._global_backward_pre_hooks)
-    return not any((*hooks, *everywhere, *backward, "_hf_hook" in layer.__dict__))
+    return not (hooks_of(layer) or hooks_everywhere() or "_hf_hook" in layer.__dict__)
+
+
+def hooks_of(module: nn.Module) -> list[Any]:
+    """What runs before and behind a module, forward and backward."""
+    found = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return [hook for hooks in found for hook in hooks.values()]
+
+
+def hooks_everywhere() -> bool:
+    """Whether something runs before or behind every module there is."""
+    forward = (modules._global_forward_hooks, modules._global_forward_pre_hooks)
+    return any((*forward, modules._global_backward_hooks, modules._global_backward_pre_hooks))

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtskip.kernels.sdpa import by_blocks
 from vtskip.models.cls_attention import KINDS, scores_of_rows
 from vtskip.plan import ANSWERS, CARRIED, LIVE, SCORES, UNIFORM, LayerPlan, Propagation, RowMap
 from vtskip.runtime.attention import last_row_scores
@@ -15,6 +14,7 @@ from vtskip.runtime.cache import cache_layer, skip_layer
 from vtskip.runtime.execution import Execution
 from vtskip.runtime.importance import propagated
 from vtskip.runtime.native import LayerRuntime, text_step
+from vtskip.runtime.packed import may_gain
 from vtskip.runtime.unread import READ, WholeLayer, read_part
 
 
@@ -28,7 +28,7 @@ def layer_forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs:
         return text_step(layer, hidden_states, kwargs)
     asked = not isinstance(planner, WholeLayer) and (rows.has_vision or planner.every_step or shared.uniform)
     unread = run.unread if READ in rows.memo else "none"
-    apart = shared.packs and (rows.padded or by_blocks(hidden_states.device, hidden_states.shape[1]))
+    apart = shared.packs and (rows.padded or may_gain(layer, hidden_states))
     if not (asked or unread != "none" or apart):
         return text_step(layer, hidden_states, kwargs)
     if rows.vision.device != hidden_states.device:  # the first layer on another device

@@ -15,8 +15,10 @@ from vtskip.kernels.sdpa import by_blocks
 from vtskip.plan import ON_HOST
 from vtskip.runtime.attention import CAPTURE, attended, soft_cap
 from vtskip.runtime.cache import is_static
+from vtskip.runtime.carried import hooks_everywhere, hooks_of
 from vtskip.runtime.keys import Keys
 from vtskip.runtime.layout import Layout
+from vtskip.runtime.masks import backend
 from vtskip.runtime.rows import COMPLETE
 
 if TYPE_CHECKING:
@@ -45,19 +47,44 @@ def runs_packed(ex: Execution) -> bool:
     return ex.layer.vtskip.runtime.inner is None and not watched(ex.layer.self_attn)
 
 
+def may_gain(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer that runs every row of ``x`` is worth a look at :func:`in_blocks`; graphs are not split for it."""
+    return not torch.compiler.is_compiling() and by_blocks(x.device, x.shape[1]) and backend(layer.self_attn) == "sdpa"
+
+
 def in_blocks(ex: Execution) -> bool:
-    """Whether causal attention runs block by block on this device, and positions alone say who sees whom."""
+    """Whether causal attention runs block by block on this device, and positions alone say who sees whom.
+
+    Not where somebody has a hook inside the layer: rows that lie ``[B, S, D]`` there would come by as ``[1, B * S, D]``.
+    """
     fits = by_blocks(ex.rows.vision.device, ex.attend.width)
-    return fits and ex.kind == "sdpa" and ex.attend.samples is None and in_order(ex, same=True)
+    if not (fits and ex.kind == "sdpa" and ex.attend.samples is None and in_order(ex, same=True)) or hooks_everywhere():
+        return False
+    inside = (h for module in ex.layer.modules() if module is not ex.layer for h in hooks_of(module))
+    return not any(getattr(hook, "__name__", "") != CAPTURE for hook in inside)
 
 
 def watched(attn: nn.Module) -> bool:
     """Whether someone wants the attention module itself to be called (accelerate's hooks do with those of its children)."""
-    hooks = [*attn._forward_hooks.values(), *attn._forward_pre_hooks.values()]
-    hooks += [*attn._backward_hooks.values(), *attn._backward_pre_hooks.values()]
     forward = attn.__dict__.get("forward")
     patched = forward is not None and getattr(forward, "__func__", None) is not type(attn).forward
-    return (patched and "_hf_hook" not in attn.__dict__) or any(getattr(h, "__name__", "") != CAPTURE for h in hooks)
+    if (patched and "_hf_hook" not in attn.__dict__) or class_is_patched(type(attn)):
+        return True
+    return any(getattr(hook, "__name__", "") != CAPTURE for hook in hooks_of(attn))
+
+
+def class_is_patched(cls: type[nn.Module]) -> bool:
+    """Whether the ``forward`` of an attention class comes from elsewhere than the class: somebody has put it there."""
+    owner = next(c for c in cls.__mro__ if "forward" in vars(c))
+    return getattr(vars(owner)["forward"], "__module__", None) != owner.__module__
+
+
+def sdpa_is_patched() -> bool:
+    """Whether somebody has registered a function of his own under transformers' name for sdpa."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward  # loaded with the model
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward
 
 
 def in_order(ex: Execution, same: bool) -> bool:
@@ -75,7 +102,10 @@ def in_order(ex: Execution, same: bool) -> bool:
         return False
     if (attn.training and attn.attention_dropout) or (soft_cap(attn) is not None and not (ex.kind == "flash" and free)):
         return False
-    if not getattr(attn, "is_causal", True) or not (step.received is None or ex.layer.vtskip.runtime.shared.plain):
+    causal = ex.kwargs.get("is_causal")  # of the call, which attention puts before its own
+    if not (getattr(attn, "is_causal", True) if causal is None else causal) or (name == "sdpa" and sdpa_is_patched()):
+        return False
+    if not (step.received is None or ex.layer.vtskip.runtime.shared.plain):
         return False
     if ex.past:
         return free and ex.rows.memo.get(COMPLETE, False)
