@@ -52,4 +52,6 @@ def _timing(sample: SampleRecord, tolerances: Sequence[float]) -> dict[str, Coun
         out[f"timing_precision{tag}"] = (float(hits), float(predicted))
         out[f"timing_recall{tag}"] = (float(hits), float(due))
         out[f"timing_f1{tag}"] = (2.0 * hits, float(predicted + due))
+        average = metrics.timing_ap(sample, tolerance)
+        out[f"timing_ap{tag}"] = (0.0, 0.0) if average is None else (average, 1.0)
     return out

@@ -8,6 +8,8 @@ counts consecutively successful tokens, text metrics look at content tokens only
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from statistics import fmean
 
 from vtskip.errors import DataError
@@ -178,13 +180,15 @@ def decision_counts(turns: Sequence[tuple[TurnRecord, float]]) -> dict[str, tupl
 def timing(
     samples: Sequence[SampleRecord], tolerance: float, threshold: float | None = None
 ) -> dict[str, float | None]:
-    """Precision, recall, F1 of each turn's first trigger; a hit lies within ``tolerance`` seconds of the due frame."""
+    """Precision, recall, F1 of each turn's first trigger; a hit lies within ``tolerance`` seconds of the due frame. And
+    ``timing_ap``, the mean over conversations, which needs no threshold."""
     predicted, due, hits = timing_counts(samples, tolerance, threshold)
     tag = f"@{tolerance:g}"
     return {
         f"timing_precision{tag}": hits / predicted if predicted else None,
         f"timing_recall{tag}": hits / due if due else None,
         f"timing_f1{tag}": 2 * hits / (predicted + due) if predicted + due else None,
+        f"timing_ap{tag}": _mean([timing_ap(sample, tolerance) for sample in samples]),
     }
 
 
@@ -201,6 +205,27 @@ def timing_counts(
             due += replies(turn)
             hits += replies(turn) and trigger is not None and abs(trigger) / sample.fps <= tolerance + 1e-9
     return predicted, due, hits
+
+
+def timing_ap(sample: SampleRecord, tolerance: float) -> float | None:
+    """Average precision of one conversation's learned frames, ranked by their probability to speak; None: no reply is due.
+
+    Of the frames within ``tolerance`` seconds of a due one the most probable is right, the others are neither right nor wrong
+    (the reply has been given); all further away are wrong. Frames of equal probability are one step.
+    """
+    ranked = sorted(
+        (silent, number, replies(turn) and (turn.T - 1 - frame) / sample.fps <= tolerance + 1e-9)
+        for number, turn in enumerate(sample.turns)
+        for frame, silent in enumerate(turn.stream.p_interval)
+    )
+    due = sum(replies(turn) for turn in sample.turns)
+    found, wrong, area = set[int](), 0, 0.0
+    for _, step in groupby(ranked, key=itemgetter(0)):
+        frames, before = list(step), len(found)
+        found |= {number for _, number, near in frames if near}
+        wrong += sum(not near for _, _, near in frames)
+        area += (len(found) - before) * len(found) / (len(found) + wrong) if found else 0.0
+    return area / due if due else None
 
 
 # ---------------------------------------------------------------------------------------------------------- baselines

@@ -1,6 +1,7 @@
 """The strict flavour, against values worked out by hand, and the places where it must differ from the reference."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -115,6 +116,33 @@ def test_false_triggers_and_timing_f1():
     assert got["timing_recall@0.5"] == pytest.approx(1 / 3)
     assert got["timing_f1@0.5"] == pytest.approx(2 * 1 / (2 + 3))
     assert got["timing_f1@1"] == pytest.approx(2 * 2 / (2 + 3))
+
+
+def ranked(*silences):
+    """A turn with these probabilities of silence, due at its last frame."""
+    plain = turn([False] * len(silences), [True] * 5)
+    return replace(plain, stream=FrameScores(list(silences), [False] * len(silences)))
+
+
+def test_average_precision_of_timing():
+    """At 2 fps. Ranked: right in turn 1; wrong; right in turn 2; and what is near a due frame counts once."""
+    s = sample(ranked(0.9, 0.3, 0.8, 0.1), ranked(0.95, 0.7, 0.2, 0.4))
+    # exact frame only: .1 right, .2 wrong, .3 wrong, .4 right
+    assert metrics.timing_ap(s, 0) == pytest.approx((1 / 1 + 2 / 4) / 2)
+    # within half a second .2 is right for turn 2, and .4 and .8 say nothing new
+    assert metrics.timing_ap(s, 0.5) == pytest.approx(1.0)
+    far = sample(ranked(0.1, 0.5, 0.5), ranked(0.1, 0.2, 0.3))
+    # both frames of .1 are wrong; .2 is near at half a second, .3 not needed; .5 twice: one step
+    assert metrics.timing_ap(far, 0.5) == pytest.approx((1 / 3 + 2 / 4) / 2)
+    assert metrics.strict([s, far], tolerances=(0.5,))["timing_ap@0.5"] == pytest.approx((1.0 + 5 / 12) / 2)
+
+
+def test_average_precision_does_not_depend_on_the_order_of_equals():
+    same = sample(ranked(0.5, 0.5, 0.5, 0.5))
+    assert metrics.timing_ap(same, 0) == pytest.approx(1 / 4)
+    cut = turn([False, False], [], target=[False, False])
+    assert metrics.timing_ap(sample(cut), 1) is None
+    assert metrics.timing_ap(sample(cut, ranked(0.9, 0.1)), 0) == 1.0
 
 
 def test_stream_cut_before_a_question_has_no_due_reply():
