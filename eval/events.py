@@ -3,6 +3,9 @@
 ``reference`` is FlowNar's protocol (arXiv 2606.00620): times cut the video into segments that end at them, IoU >= 0.5 decides,
 many to many, and every reference is paired with the reply of the largest GIoU, however far away. ``strict`` pairs replies and
 references one to one within a tolerance; captions are compared where a pair was found. Functions of plain lists only.
+
+What is not FlowNar's: a sample has the references of one annotator, theirs those of all who narrated the video; its rollouts
+always speak on the first and the last frame and have two thresholds (0.5 for 8 frames after a reply, then 0.8), ours have one.
 """
 
 import re
