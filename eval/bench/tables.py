@@ -106,13 +106,15 @@ def kernel_table(record: Mapping[str, Any]) -> list[str]:
     found = record.get("kernels", [])
     if not found:
         return []
-    lines = [_line(["attention", "kernel", "forward ms", "forward and backward ms", "error"]), "|---|---|---|---|---|"]
+    times = ("forward", "forward and backward")
+    head = ["attention", "kernel", *(f"{t} ms" for t in times), *(f"{t}, speed" for t in times), "error"]
+    lines = [_line(head), "|---" * len(head) + "|"]
     for case in found:
         for row in case["kernels"]:
-            values = [row.get("forward_ms"), row.get("both_ms")]
-            cells = ["" if v is None else f"{v:.3f}" for v in values]
+            cells = [_cell(row.get(key)) for key in ("forward_ms", "both_ms", "forward_speed", "both_speed")]
             error = row["reason"] if "reason" in row else f"{row['error']:.1e}"
-            lines.append(_line([case["name"], f"`{row['kernel']}`", *cells, error]))
+            name = f"{case['name']}, against {case['against']}"
+            lines.append(_line([name, f"`{row['kernel']}`", *cells, error]))
     return ["\n".join(lines)]
 
 

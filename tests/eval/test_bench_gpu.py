@@ -60,10 +60,37 @@ def test_kernels_agree_or_say_why_they_cannot(record):
     equal, _, few, runs = record["kernels"]
     for case in (equal, few, runs):
         found = {row["kernel"]: row for row in case["kernels"]}
-        assert set(found) == {"torch flash", "flash", "torch", "triton", "sdpa"}
+        assert set(found) == {"torch flash", "masked sdpa", "flash", "torch", "triton", "sdpa"}
+        against = found[case["against"]]
+        for row in found.values():
+            if "reason" not in row:
+                assert row["forward_speed"] == pytest.approx(against["forward_ms"] / row["forward_ms"], abs=1e-4)
+                assert row["both_speed"] == pytest.approx(against["both_ms"] / row["both_ms"], abs=1e-4)
         assert found["sdpa"]["error"] < 1e-5 and found["sdpa"]["both_ms"] > 0
         assert all("reason" in row or row["error"] < 1e-5 for row in found.values())
-    assert all(row["reason"] for row in few["kernels"] if row["kernel"] in ("flash", "torch"))
+    assert all(row["reason"] for row in few["kernels"] if row["kernel"] in ("torch flash", "flash", "torch"))
+    assert (equal["against"], few["against"], runs["against"]) == ("torch flash", "masked sdpa", "masked sdpa")
+
+
+def test_a_batch_is_one_call_of_the_kernels_compared_with(monkeypatch):
+    """A loop over samples would leave a GPU half empty, and flatter ours."""
+    import torch
+
+    calls, attend = [], torch.nn.functional.scaled_dot_product_attention
+    counted = lambda q, *args, **options: (calls.append(q.shape[0]), attend(q, *args, **options))[1]  # noqa: E731
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    case = KernelCase(name="a", heads=2, kv_heads=2, head_dim=8, batch=3, rows=6, backward=False, rounds=1)
+    found = {row["kernel"]: row for row in compare(case, "cpu", torch.float32)["kernels"]}
+    assert set(calls) == {3} and found["torch flash"]["error"] < 1e-5 and found["masked sdpa"]["error"] < 1e-5
+
+
+def test_memory_with_weights(record):
+    case = record["cases"][2]
+    weights, rows = case["weight_bytes"], {row["name"]: row for row in case["methods"]}
+    for row in rows.values():
+        for phase, ratio in row["with_weights_ratio"].items():
+            own, dense = (weights + r["peak_bytes"][phase] for r in (row, rows["dense"]))
+            assert ratio == pytest.approx(own / dense, abs=1e-4)
 
 
 def test_rows_of_a_kernel_case():
@@ -80,7 +107,7 @@ def test_rows_of_a_kernel_case():
 
 def test_tables_and_picture(record):
     text = bench.markdown(record)
-    assert "**LLaVA-1.5-7B**" in text and "| equal rows, 8 x 634 | `sdpa` |" in text
+    assert "**LLaVA-1.5-7B**" in text and "| equal rows, 8 x 634, against torch flash | `sdpa` |" in text
     assert "share of matrix" in roofline(record)
     png = picture(record)
     assert png.startswith(b"\x89PNG") and len(png) > 20000
