@@ -246,8 +246,9 @@ class Handle:
 
     @property
     def last_plans(self) -> dict[int, LayerPlan]:
-        """Layer -> plan of the last forward that had vision rows."""
-        return self.state.plans
+        """Layer -> plan of the last forward that had vision rows, of each layer that the method plans."""
+        left = {layer.vtskip.runtime.index for layer in self._layers if isinstance(layer.vtskip, WholeLayer)}
+        return {i: plan for i, plan in self.state.plans.items() if i not in left}
 
     def aux_loss(self) -> Tensor | None:
         """Auxiliary loss of the last forward, or None. In training it is already part of the ``loss`` a model returns."""
