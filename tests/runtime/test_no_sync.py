@@ -3,11 +3,13 @@
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import vtskip
 from tests.methods_matrix import MATRIX
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, TEXT
+from vtskip.runtime.cache import SkipCache
+from vtskip.runtime.forget import forget
 
 # What reads values of a tensor on the host, whatever Python calls it: .item(), bool(), .tolist(), indexing by a mask.
 READS = {
@@ -144,4 +146,22 @@ def test_training_step(guarded, row):
     with vtskip.attach(model.train(), row.spec):
         seen = guarded(model)
         model(**batch, labels=labels, use_cache=False).loss.backward()
+    assert not seen
+
+
+@pytest.mark.parametrize("row", MATRIX, ids=str)
+def test_a_frame_behind_others_on_one_cache(guarded, row):
+    """The step of a stream: vision rows over a cache, its room growing, and over a window that some have left."""
+    if row.name in COUNTED:
+        pytest.skip("how many rows run is decided by their values")
+    torch.manual_seed(0)
+    model, vision = LlamaForCausalLM(LlamaConfig(**TEXT)).eval(), torch.ones(2, 60, dtype=torch.bool)
+    group = torch.arange(60).expand(2, -1) // 6
+    with torch.no_grad(), vtskip.attach(model, row.spec) as handle, handle.rows(vision, group):
+        seen, cache = guarded(model), SkipCache()
+        for frame in range(8):
+            embeds = torch.randn(2, 6, TEXT["hidden_size"])
+            model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            if frame == 5:
+                forget(model, cache, 6, 18)
     assert not seen
