@@ -181,6 +181,22 @@ def test_two_clips_of_full_are_made_and_gone_on_with(monkeypatch, tmp_path):
     assert content_hash(out / "videos/full-0001.mp4") == hashes["full-0001"]
 
 
+@pytest.mark.slow
+def test_clips_of_full_are_the_same_frames_twice(tmp_path):
+    """Eight of the 800, as they are made: all splits, all four frame rates, easy and hard; by one process and by two."""
+    order, numbers = Order("full"), (0, 5, 13, 21, 300, 562, 640, 799)
+    plans = [order.plan(number) for number in numbers]
+    assert len({plan.rate for plan in plans}) == 4 and {plan.hard for plan in plans} == {False, True}
+    found = []
+    for workers, name in ((1, "a"), (2, "b")):
+        tiers._run([(order, number, tmp_path / name) for number in numbers], workers, lambda: None)
+        held = [tmp_path / name / f"videos/{plan.uid}.mp4" for plan in plans]
+        found.append([content_hash(path) for path in held])
+        told = [read_json(tmp_path / name / f"timelines/{plan.uid}.json")["hash"] for plan in plans]
+        assert told == found[-1], "the manifest's hashes are those of the decoded frames"
+    assert found[0] == found[1] and len(set(found[0])) == len(numbers)
+
+
 def test_a_set_with_options_is_its_own(monkeypatch, tmp_path):
     monkeypatch.setitem(TIERS, "smoke", tiers.Tier(train=1, val=0, test=1, seconds=(8, 9), size=48))
     out = make("smoke", tmp_path / "a", progress=False, workers=1, level="L4", holdout="looks")
