@@ -5,6 +5,7 @@ Such a run saves PEFT's own adapter files, the method's two, and ``trained.safet
 copying a planner turns skipping off.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,16 @@ def add_lora(model: nn.Module, lora: Lora, precision: str = "fp32") -> Any:
         for name, parameter in model.named_parameters():
             if name not in in_full and METHOD_KEY not in name and parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch.bfloat16)
-    adapted = get_peft_model(
-        model,
-        LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            use_rslora=lora.rank_stabilised,
-            target_modules=targets,
-        ),
+    options = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rank_stabilised,
+        target_modules=targets,
     )
+    with warnings.catch_warnings():  # PEFT asks transformers by a name that is going to change
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        adapted = get_peft_model(model, options)
     for name, parameter in adapted.named_parameters():
         if plain(name) in in_full:
             parameter.requires_grad_(True)

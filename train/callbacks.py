@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from vtskip._files import write_atomic
+from vtskip.errors import CheckpointError
 from vtskip.train.scoring import is_score
 
 LOG_NAME = "train_log.jsonl"
@@ -37,8 +38,13 @@ class JsonLog(TrainerCallback):
             return
         seconds = round(time.monotonic() - self.start, 2)
         line = {"step": state.global_step, "epoch": state.epoch, "seconds": seconds} | (logs or {})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as e:
+            raise CheckpointError(
+                f"{self.path}: cannot be written ({e.strerror or e}); --resume auto goes on from the last checkpoint"
+            ) from None
 
 
 def step_of(line: str) -> float:

@@ -104,6 +104,14 @@ class TrainConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _broken_alike(self) -> "TrainConfig":
+        rules = [source.on_error for source in self.sources]
+        if "skip" in rules and len(set(rules)) > 1:
+            other = next(rule for rule in rules if rule != "skip")
+            raise ValueError(f"'data.{rules.index(other)}.on_error' is {other!r}, others' 'skip': say the same for all")
+        return self
+
+    @model_validator(mode="after")
     def _best_of_something(self) -> "TrainConfig":
         if self.best is None:
             return self

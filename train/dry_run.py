@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtskip.data.guarded import Guarded
+from vtskip.data.types import Sample
 from vtskip.errors import CheckpointError, DataError
 from vtskip.models.families import unwrap
 from vtskip.runtime.attach import Handle, attach, attached
 from vtskip.saving import save_pretrained
 from vtskip.train import estimate
 from vtskip.train.config import TrainConfig
+from vtskip.train.loading import batches_of
 from vtskip.train.parts import PARTS, learning_rates, part_of
 from vtskip.train.scoring import Scorer
 from vtskip.train.start import as_yaml
@@ -33,21 +36,22 @@ def dry_run(
 ) -> dict[str, Any]:
     """Check a configuration by doing its first step; returns what :mod:`vtskip.cli.tables_dry_run` shows.
 
-    Keys: ``config``, ``parameters`` (per part), ``samples`` (their columns), ``step`` (loss, gradient norm, what got no
-    gradient), ``checkpoint`` (bytes, seconds), ``estimate``. Raises VtskipError for bad input, DataError for a loss that is
-    not a number.
+    Keys: ``config``, ``parameters`` (per part), ``samples`` (their columns), ``broken`` (what of them could not be read, where
+    that is allowed), ``step`` (loss, gradient norm, what got no gradient), ``checkpoint`` (bytes, seconds), ``estimate``.
+    Raises VtskipError for bad input, DataError for a loss that is not a number.
     """
     from vtskip.data import build
     from vtskip.train.build import build_model
     from vtskip.train.mixture import training_samples
     from vtskip.train.recipe import read_deepspeed
     from vtskip.train.reports import reports
-    from vtskip.train.setup import make_collator, quiet
+    from vtskip.train.setup import broken_rule, make_collator, quiet
 
     settings = read_deepspeed(config)
     reports(config)
     with quiet():
-        samples = training_samples(config, progress)
+        left_out: dict[str, str] = {}
+        samples = training_samples(config, progress, left_out)
         held_out = build(config.validation, progress=progress) if config.validation else []
         model, processing, template = build_model(config, samples)
         if scorer is not None:
@@ -58,15 +62,16 @@ def dry_run(
         if handle is None:
             handle, own = attach(model, "dense"), False
         collate = make_collator(config, model, template)
+        readable = Guarded(samples, collate.look, broken_rule(config))
         parameters = table(model, config)
-        columns = [
-            look(model, handle, collate([s]), getattr(template, "tokenizer", processing), s.uid)
-            for s in samples[:SHOWN]
-        ]
+        tokenizer = getattr(template, "tokenizer", processing)
+        shown = [readable[i] for i in range(min(SHOWN, len(samples)))]
+        columns = [look(model, handle, collate([s]), tokenizer, s.sample.uid) for s in shown]
         handle.reset()
-        batch = collate(samples[: config.optim.batch_size])
-        step = first_step(model, batch, config)
-        costs = costs_of(config, settings, model, handle, batch, step["seconds"], len(samples), processes)
+        places, steps = plan_of(config, samples, collate, processes)
+        batch = collate([readable[i] for i in places])
+        step = first_step(model, batch, config) | {"samples": len(places)}
+        costs = costs_of(config, settings, model, handle, batch, step["seconds"], steps, processes)
         if not own:
             handle.detach()
         checkpoint = save_and_reload(model, processing, config.out, own)
@@ -75,10 +80,22 @@ def dry_run(
         "parameters": parameters,
         "samples": columns,
         "conversations": {"train": len(samples), "validation": len(held_out)},
+        "broken": left_out | readable.faults(),
         "step": step,
         "checkpoint": checkpoint,
         "estimate": costs,
     }
+
+
+def plan_of(config: TrainConfig, samples: list[Sample], collate: Any, processes: int) -> tuple[list[int], int]:
+    """Which samples the step is done with, and how many steps the run has.
+
+    Where batches are made by length these are the run's first ones, which have the most tokens; else as many as a batch has.
+    """
+    optim = config.optim
+    batches = batches_of(samples, collate, optim.batch_size, config.sampling, config.seed, 0, processes)
+    places = next(iter(batches)) if batches.by_length else [*range(min(optim.batch_size, len(samples)))]
+    return places, optim.steps or math.ceil(optim.epochs * math.ceil(len(batches) / optim.accumulate))
 
 
 def table(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -185,7 +202,7 @@ def costs_of(
     handle: Handle,
     batch: dict[str, Tensor],
     seconds: float,
-    samples: int,
+    steps: int,
     processes: int,
 ) -> dict[str, Any]:
     """Memory and time of the whole run, from the two passes of :func:`first_step`."""
@@ -206,7 +223,7 @@ def costs_of(
         "trained_parameters": trained,
         "parameters": total,
         "gib_per_process": held | {"all": sum(held.values())},
-        **estimate.time(config, report, seconds, samples, processes),
+        **estimate.time(config, report, seconds, steps),
     }
 
 

@@ -49,15 +49,12 @@ def activations(config: TrainConfig, shape: DecoderShape, report: Report, labell
     return (kept + labelled * shape.vocab * (size + 4)) / GIB
 
 
-def time(config: TrainConfig, report: Report, seconds: float, samples: int, processes: int) -> dict[str, float]:
-    """Steps, FLOPs and hours of the run, from one batch of it that took ``seconds`` forward and backward."""
-    optim = config.optim
-    per_step = optim.batch_size * optim.accumulate * processes
-    steps = optim.steps or max(1, round(optim.epochs * samples / per_step))
+def time(config: TrainConfig, report: Report, seconds: float, steps: int) -> dict[str, float]:
+    """FLOPs and hours of a run of ``steps``, from one batch of it that took ``seconds`` forward and backward."""
     passes = 4 if config.gradient_checkpointing else 3
     return {
         "steps": steps,
-        "flops_per_step_and_process": passes * report.flops_full * optim.accumulate,
+        "flops_per_step_and_process": passes * report.flops_full * config.optim.accumulate,
         "flops_ratio": report.flops_ratio,
-        "hours": steps * optim.accumulate * seconds / 3600,
+        "hours": steps * config.optim.accumulate * seconds / 3600,
     }

@@ -24,6 +24,8 @@ def export(run: Path, out: Path, zero: bool = False) -> dict[str, Any]:
     zero: from the fp32 weights in DeepSpeed's own shards, where the folder has both these and 16-bit ones. They are pickled:
     for checkpoints of one's own runs only. Raises CheckpointError for a folder without a model, ConfigError for ``out``.
     """
+    from vtskip.train.setup import quiet
+
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: not empty; accepted: a new folder")
     folder = model_folder(run)
@@ -34,7 +36,10 @@ def export(run: Path, out: Path, zero: bool = False) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        model.save_pretrained(stage, state_dict={k: v for k, v in model.state_dict().items() if ".vtskip." not in k})
+        with quiet():
+            model.save_pretrained(
+                stage, state_dict={k: v for k, v in model.state_dict().items() if ".vtskip." not in k}
+            )
         processing.save_pretrained(stage)
         if attached(model) is not None:
             save_pretrained(model, stage, name=out.name)

@@ -38,14 +38,17 @@ class WithOrigin:
         return batch
 
 
-def token_counts(samples: Sequence[Sample], collate: Any) -> list[int]:
+def token_counts(samples: Sequence[Sample], collate: Any, exact: bool) -> list[int]:
     """Tokens of each sample, its vision rows included.
 
     A stream's follow from its conversation. How many rows a stock model makes of a picture only its processor knows, so
-    there every picture is read once; one with a fault counts 1 and is met again in training.
+    with ``exact`` every picture is read once; one with a fault counts 1 and is met again in training. Without, no file is
+    opened, and a picture counts as much as any other.
     """
     if isinstance(collate, StreamCollator):
         return [len(collate.template.encode(sample.conversation).input_ids) for sample in samples]
+    if not exact:
+        return [collate.length(sample) for sample in samples]
     return [_collated_length(sample, collate) for sample in samples]
 
 
@@ -65,9 +68,9 @@ def batches_of(
     rank: int = 0,
     processes: int = 1,
 ) -> Batches:
-    """The batches of one process; lengths are only counted where they matter."""
+    """The batches of one process; lengths are only counted where they matter, and as well as they do."""
     long = sampling.tokens is not None or "length" in sampling.group
-    lengths = token_counts(samples, collate) if long else None
+    lengths = token_counts(samples, collate, sampling.tokens is not None) if long else None
     kinds = [modality(sample) for sample in samples] if "modality" in sampling.group else None
     names = [sample.uid for sample in samples]
     return Batches(len(samples), size, sampling, seed, lengths, kinds, names, rank, processes)

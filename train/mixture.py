@@ -1,27 +1,67 @@
 """The conversations of one epoch: several data sets in their weights, and replies gone wrong."""
 
+import json
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from vtskip._files import write_atomic
 from vtskip.data.config import DataConfig
 from vtskip.data.types import Sample, Turn
 from vtskip.errors import DataError
 from vtskip.train.config import TrainConfig
 from vtskip.train.sections import Augment
 
+log = logging.getLogger("vtskip.data")
 
-def training_samples(config: TrainConfig, progress: bool = True) -> list[Sample]:
-    """All that is learned in an epoch. Raises DataError where there is nothing, or a fault in an annotation file."""
-    from vtskip import data
 
+def training_samples(
+    config: TrainConfig, progress: bool = True, left_out: dict[str, str] | None = None
+) -> list[Sample]:
+    """All that is learned in an epoch. Raises DataError where there is nothing, or a fault in an annotation file.
+
+    left_out: gets what ``on_error: skip`` leaves out already here, before anything is decoded: its name and its fault.
+    """
     found: list[Sample] = []
+    faults = {} if left_out is None else left_out
     for number, source in enumerate(config.sources):
-        samples = data.build(source, progress=progress)
+        samples = read(source, progress, faults)
         found += weighted(samples, getattr(source, "weight", 1.0), config.seed + number)
     if not found:
         raise DataError(f"no conversations to train on: {', '.join(map(place_of, config.sources))}")
     return found if config.augment is None else augmented(found, config.augment, config.seed)
+
+
+def read(source: DataConfig, progress: bool, faults: dict[str, str]) -> list[Sample]:
+    """The samples of one data set. Raises DataError; with ``on_error: skip`` where nothing is left."""
+    from vtskip import data
+
+    if source.on_error != "skip":
+        return data.build(source, progress=progress)
+
+    def watch(name: str, fault: DataError | None) -> None:
+        if fault is not None:
+            log.warning("skipped: %s", fault)
+            faults[name] = str(fault)
+
+    before = len(faults)
+    samples = list(data.iterate(source, progress, watch))
+    if not samples:
+        reason = (
+            f"every one was skipped; the first fault: {[*faults.values()][before]}" if len(faults) > before else "none"
+        )
+        raise DataError(f"{place_of(source)}: no conversations in split {source.split!r} ({reason})")
+    return samples
+
+
+def note_left_out(path: Path, faults: dict[str, str]) -> None:
+    """Add what was left out to the run's list of broken samples, once."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = [json.dumps({"sample": name, "video": name, "message": fault}) for name, fault in faults.items()]
+    if new := [row for row in rows if row not in lines]:
+        write_atomic(path, "".join(f"{line}\n" for line in [*lines, *new]).encode())
 
 
 def place_of(source: DataConfig) -> str:

@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from vtskip._shipped import file_or_shipped
 from vtskip.errors import ConfigError
 from vtskip.train.checkpoints import checkpoints
@@ -56,11 +54,10 @@ def train(
     scorer: "Scorer | None",
 ) -> dict[str, Any]:
     """What :func:`run` does in a folder that is its own."""
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns whenever transformers looks for it
     from vtskip.data import build
     from vtskip.train.build import build_model
-    from vtskip.train.mixture import training_samples
+    from vtskip.train.loop import BROKEN_LOG
+    from vtskip.train.mixture import note_left_out, training_samples
     from vtskip.train.reports import reports
     from vtskip.train.setup import make_trainer, quiet, training_arguments
     from vtskip.train.weights import count
@@ -69,7 +66,8 @@ def train(
         reports(config)  # what is not installed is better known now
         arguments = training_arguments(config, settings)
         with arguments.main_process_first(local=False):  # one process makes a missing synthetic set
-            samples = training_samples(config, progress)
+            left_out: dict[str, str] = {}
+            samples = training_samples(config, progress, left_out)
             held_out = build(config.validation, progress=progress) if config.validation else None
             if scorer is not None:
                 scorer.read()
@@ -82,6 +80,7 @@ def train(
         try:
             if arguments.should_save:
                 write_config(config)
+                note_left_out(config.out / BROKEN_LOG, left_out)
             trainer.fit(checkpoint)
         except BaseException:
             if arguments.should_save and checkpoint is None and not checkpoints(config.out):

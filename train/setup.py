@@ -12,6 +12,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
 from vtskip.data.collate import StreamCollator
+from vtskip.data.guarded import Broken
 from vtskip.data.types import Sample
 from vtskip.errors import ConfigError
 from vtskip.models.families import unwrap
@@ -29,6 +30,8 @@ from vtskip.train.trainer import StreamTrainer
 @contextmanager
 def quiet() -> Iterator[None]:
     """Only errors from transformers, and none of its progress bars: the run has its own."""
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns whenever transformers looks for it
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -144,6 +147,11 @@ def make_collator(
     )
 
 
+def broken_rule(config: TrainConfig) -> Broken:
+    """What is done about a sample whose pictures cannot be read; all data sets of a run say the same."""
+    return "skip" if config.sources[0].on_error == "skip" else "raise"
+
+
 def make_trainer(
     config: TrainConfig,
     model: Any,
@@ -171,7 +179,7 @@ def make_trainer(
         sampling=config.sampling,
         watch=config.watch,
         keep_warmup=config.keep_warmup,
-        broken="skip" if any(source.on_error == "skip" for source in config.sources) else "raise",
+        broken=broken_rule(config),
         train_dataset=Samples(samples),
         scorer=scorer,
         best=config.best,

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from tests.fixtures_stream import run_cli
+from vtskip.data.collate import StreamCollator
+from vtskip.errors import VideoError
 
 
 @pytest.fixture
@@ -96,6 +98,26 @@ def test_a_dry_run_shows_everything_and_leaves_nothing(config_file, values, tmp_
         assert sum(row["count"] for row in sample["rows"]) == sample["tokens"]
         frames = [row for row in sample["rows"] if row["vision"]]
         assert frames and all(row["kept"] == 0.4 and row["count"] == 5 for row in frames)  # two of five
+
+
+def test_a_dry_run_does_the_step_that_a_run_would_begin_with(config_file, monkeypatch):
+    """The batch with the most tokens; and where a run would skip a broken video, so does its dry run."""
+    more = ["sampling={tokens: 500}", "optim.steps=null", "optim.epochs=2"]
+    found = json.loads(run_cli("train", config_file, "--dry-run", "--json", *more).out)
+    summary = json.loads(run_cli("train", config_file, "--json", "watch.probe=0", "workers=0", *more).out)
+    assert found["estimate"]["steps"] == summary["steps"]
+    assert found["step"]["samples"] > 2 and 250 < found["step"]["tokens"] <= 500
+    real = StreamCollator.look
+
+    def look(self, sample):
+        if sample.video.stem == "smoke-0000":
+            raise VideoError(f"{sample.video}: damaged")
+        return real(self, sample)
+
+    monkeypatch.setattr(StreamCollator, "look", look)
+    assert "smoke-0000.mp4: damaged" in run_cli("train", config_file, "--dry-run").err
+    result = run_cli("train", config_file, "--dry-run", "data.on_error=skip")
+    assert result.code == 0 and "skipped: " in result.out and "smoke-0001" in result.out, result.err
 
 
 def test_a_dry_run_tells_of_a_loss_that_is_no_number(config_file, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from safetensors.torch import load_file
 from tests.processes import launch
 from tests.train.runs import losses, train
 from vtskip.data.collate import StreamCollator
-from vtskip.errors import DataError, ModelError, VideoError
+from vtskip.errors import CheckpointError, ConfigError, DataError, ModelError, VideoError
 from vtskip.train import loop
+from vtskip.train.callbacks import JsonLog
+from vtskip.train.checkpoints import checkpoints
 from vtskip.train.faults import Interrupted, LossGuard
 
 
@@ -88,6 +91,42 @@ def test_a_video_that_cannot_be_decoded_is_skipped_if_allowed_and_counted(values
     lines = (Path(values["out"]) / "train_log.jsonl").read_text().splitlines()
     assert json.loads(lines[1])["broken"] == 1
     assert "smoke-0004.mp4: damaged" in (Path(values["out"]) / "broken.jsonl").read_text()
+
+
+def test_a_file_that_is_no_video_is_skipped_before_the_run_and_counted_with_the_others(values, tmp_path):
+    root = shutil.copytree(values["data"]["root"], tmp_path / "data")
+    clip = root / "videos" / "smoke-0004.mp4"
+    clip.write_bytes(clip.read_bytes()[:900])
+    values["data"] |= {"root": str(root), "on_error": "skip"}
+    values["optim"]["steps"] = 2
+    for resume, steps in (("never", 2), ("auto", 3)):
+        values["optim"]["steps"], values["save_every"] = steps, 2
+        summary = train(values, resume)
+        assert (summary["broken"], summary["samples"]) == (1, 7)
+        (row,) = map(json.loads, (Path(values["out"]) / "broken.jsonl").read_text().splitlines())
+        assert row["sample"] == "smoke-0004" and "not a readable video" in row["message"]
+    two = [values["data"], values["data"] | {"on_error": "stop"}]
+    with pytest.raises(ConfigError, match=r"'data\.1\.on_error' is 'stop', others' 'skip'"):
+        train(values | {"data": two})
+
+
+def test_a_full_disk_under_the_log_is_told_and_the_run_goes_on_later(values, monkeypatch):
+    """A line that was cut short is dropped then."""
+    values["save_every"] = 1
+    real = JsonLog.on_log
+
+    def full(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            self.path.write_text(self.path.read_text() + '{"step": 2, "lo')
+            self.path = Path("/dev/full")
+        return real(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match=r"No space left .*--resume auto"):
+        patch.setattr(JsonLog, "on_log", full)
+        train(values)
+    assert [p.name for p in checkpoints(Path(values["out"]))] == ["checkpoint-1"]
+    train(values, "auto")
+    assert len(losses(values["out"])) == 3
 
 
 def test_a_worker_that_dies_is_told_with_its_file(values, monkeypatch):

@@ -20,8 +20,11 @@ def show(found: dict[str, Any]) -> None:
         console.print(tokens(sample))
     step, saved = found["step"], found["checkpoint"]
     console.print(
-        f"first step: loss {step['loss']:.4f}, gradient norm {step['gradient_norm']:.4g}, {step['tokens']} tokens"
+        f"first step: loss {step['loss']:.4f}, gradient norm {step['gradient_norm']:.4g}, {step['samples']} samples of "
+        f"{step['tokens']} tokens"
     )
+    for fault in found["broken"].values():
+        console.print(Text(f"  skipped: {fault}"))
     if silent := step["without_gradient"]:
         console.print(Text(f"  no gradient in this batch: {len(silent)} tensors ({', '.join(silent[:3])}, ...)"))
     console.print(
@@ -64,11 +67,12 @@ def tokens(sample: dict[str, Any]) -> Table:
 
 def costs(found: dict[str, Any], conversations: dict[str, int]) -> Group:
     memory = ", ".join(f"{name} {size:.3g}" for name, size in found["gib_per_process"].items())
-    hours = found["hours"]
+    hours, processes = found["hours"], found["processes"]
+    many = "for 1 process" if processes == 1 else f"for {processes} processes"
     length = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
     return Group(
         Text(f"{conversations['train']} conversations to train on, {conversations['validation']} to validate"),
-        Text(f"estimate (from the cost model and this step, no measurement) for {found['processes']} processes:"),
+        Text(f"estimate (from the cost model and this step, no measurement) {many}:"),
         Text(f"  GiB per process: {memory}"),
         Text(
             f"  {found['steps']} steps of {found['flops_per_step_and_process']:.3g} FLOPs per process, "

@@ -56,7 +56,7 @@ def command(
         print(json.dumps(summary))
         return
     console = Console(highlight=False)
-    broken = f", {summary['broken']} of them could not be read (broken.jsonl)" if summary["broken"] else ""
+    broken = f"; {summary['broken']} could not be read (broken.jsonl)" if summary["broken"] else ""
     loss = "" if summary["loss"] is None else f", loss {summary['loss']:.3f}"
     scores = ", ".join(f"{key.removeprefix('eval_')} {value:.4g}" for key, value in summary.items() if "eval_" in key)
     console.print(
