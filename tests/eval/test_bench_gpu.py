@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 import pytest
+import torch
 
 import vtskip.eval.bench as bench
 from vtskip.config import parse, read_yaml
@@ -12,6 +13,8 @@ from vtskip.eval.bench import machine
 from vtskip.eval.bench.config import KernelCase
 from vtskip.eval.bench.kernels import compare, packed_rows
 from vtskip.eval.bench.picture import picture
+from vtskip.eval.bench.stream import StreamBench
+from vtskip.eval.bench.stream_config import StreamConfig
 from vtskip.eval.bench.tables import roofline
 
 FILE = Path(__file__).resolve().parents[2] / "configs/bench/gpu.yaml"
@@ -19,7 +22,14 @@ NARROW = dict(hidden=32, ffn=48, heads=2, kv_heads=1, vocab=16, vision_rows=24, 
 
 
 @pytest.fixture(scope="module")
-def record():
+def small_roof():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "measure", functools.partial(machine.measure, size=64))
+        yield
+
+
+@pytest.fixture(scope="module")
+def record(small_roof):
     values = read_yaml(FILE)
     for case in values["cases"]:
         case |= NARROW | {"frames": 2, "layers": 4}
@@ -30,9 +40,7 @@ def record():
         asked = {"queries": 2 * runs, "runs": runs} if "queries" in kernel else {}
         kernel |= {"rows": 40, "heads": 2, "kv_heads": 1, "head_dim": 16, "rounds": 1} | asked
     config = parse(bench.BenchConfig, values | {"device": "cpu", "dtype": "float32"}, str(FILE))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "measure", functools.partial(machine.measure, size=64))
-        return bench.run(config)
+    return bench.run(config)
 
 
 def test_every_case_has_every_row(record):
@@ -74,14 +82,29 @@ def test_kernels_agree_or_say_why_they_cannot(record):
 
 def test_a_batch_is_one_call_of_the_kernels_compared_with(monkeypatch):
     """A loop over samples would leave a GPU half empty, and flatter ours."""
-    import torch
-
     calls, attend = [], torch.nn.functional.scaled_dot_product_attention
     counted = lambda q, *args, **options: (calls.append(q.shape[0]), attend(q, *args, **options))[1]  # noqa: E731
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
     case = KernelCase(name="a", heads=2, kv_heads=2, head_dim=8, batch=3, rows=6, backward=False, rounds=1)
     found = {row["kernel"]: row for row in compare(case, "cpu", torch.float32)["kernels"]}
     assert set(calls) == {3} and found["torch flash"]["error"] < 1e-5 and found["masked sdpa"]["error"] < 1e-5
+
+
+def test_the_stream_of_a_gpu(small_roof):
+    """The other script for a GPU: every cell and method of its file, with steps that are replayed by a plain call."""
+    values = read_yaml(FILE.with_name("stream_gpu.yaml"))
+    values |= {name: NARROW[name] for name in ("hidden", "ffn", "heads", "kv_heads", "vocab")}
+    values |= {"layers": 2, "frame_rows": 3, "context": 16, "contexts": [8, 16, 24], "rounds": 1}
+    values["bounded"] |= {"window_frames": 8, "frames": [16, 24], "fed": 4, "rounds": 1}
+    config = parse(StreamConfig, values | {"device": "cpu", "dtype": "float32"}, "stream_gpu.yaml")
+    record = bench.run(config)
+    stream = StreamBench(config, torch.float32)
+    for cell in record["cells"]:
+        stream.graphs(cell, lambda text: None, lambda step: step)
+        assert [row["graph"]["median"] >= 0 for row in cell["rows"]] == [True] * (1 + len(config.methods))
+        assert all(set(row["floor_ms"]) == {"weights", "kv", "flops"} and row["over_floor"] > 0 for row in cell["rows"])
+    assert [(c["context"], c["frames_per_step"], c["streams"]) for c in record["cells"]] == config.cells()
+    assert len(record["bounded"]) == 1 and "graph ms/frame" in bench.markdown(record)
 
 
 def test_memory_with_weights(record):
@@ -97,8 +120,6 @@ def test_rows_of_a_kernel_case():
     rows = packed_rows(KernelCase(name="a", batch=2, rows=12, queries=4, runs=2), "cpu")
     assert rows.lens_q == (4, 4) and rows.q_pos.tolist() == [4, 5, 10, 11] * 2
     assert [tuple(s) for s in rows.segments][:2] == [(0, 2, 0, 6), (2, 4, 0, 12)]
-    import torch
-
     forward = compare(
         KernelCase(name="b", heads=2, kv_heads=2, head_dim=8, rows=6, backward=False, rounds=1), "cpu", torch.float32
     )
