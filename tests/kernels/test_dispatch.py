@@ -195,6 +195,31 @@ def test_causal_blocks_are_the_rule(lens, block, window, dtype, seed):
         assert calls == [call for n in lens if n for call in (cut(n) if block < n <= 20 else [(n, n)])]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["own keys", "shared keys"])
+def test_causal_blocks_are_as_exact_as_the_reference(monkeypatch, dtype, heads):
+    """Within twice the error that the reference has in the working type, plus rounding; gradients, too."""
+    monkeypatch.setattr(sdpa, "BLOCK", 16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    rows = make_rows((70, 33), (70, 33), True, False, 0)
+    leaves = tensors(rows, *heads, dtype)
+    calls, attend = [], sdpa.scaled_dot_product_attention
+    counted = lambda q, *args, **options: (calls.append(q.shape[2]), attend(q, *args, **options))[1]  # noqa: E731
+    monkeypatch.setattr(sdpa, "scaled_dot_product_attention", counted)
+
+    def run(kernel, kind):
+        own = [t.to(kind).requires_grad_() for t in leaves]
+        out = packed_attention(*own, rows, scale=SCALE, kernel=kernel)
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), own)]
+
+    truth = run("reference", torch.float64)
+    ours, plain = run("sdpa", dtype), run("reference", dtype)
+    assert calls == [16] * 4 + [6] + [16] * 2 + [1]
+    for a, b, t in zip(ours, plain, truth):
+        rounding = 4 * torch.finfo(dtype).eps * t.abs().max()
+        assert a.dtype == dtype and (a - t).abs().max() <= 2 * (b - t).abs().max() + rounding
+
+
 def test_many_segments_are_left_to_other_kernels(flash):
     keys = np.ones((1, 40), bool)
     queries = np.arange(40)[None] % 4 == 0
