@@ -9,6 +9,7 @@ import vtskip
 from tests import flash_standin
 from tests.methods_matrix import MATRIX
 from tests.tiny import FAMILIES
+from vtskip.errors import ModelError
 from vtskip.kernels import sdpa
 from vtskip.runtime import execution
 from vtskip.runtime.packed import class_is_patched, sdpa_is_patched
@@ -150,6 +151,9 @@ def test_a_call_that_is_not_causal_is_not_made_so(blocks, kinds):
         assert (stock - model(**batch).logits[valid]).abs().max() > 0.1 or kinds != EVEN
         with vtskip.attach(model, PLAIN):
             assert (model(**batch, is_causal=False).logits[valid] - stock).abs().max() <= family.tolerance
+        if kinds == EVEN:  # the model makes no mask, and one of positions is causal
+            with vtskip.attach(model, {"name": "shortv", "layers": [1]}), pytest.raises(ModelError, match="4-D"):
+                model(**batch, is_causal=False)
     assert not blocks
 
 

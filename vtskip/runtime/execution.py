@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from vtskip.errors import ModelError
 from vtskip.models.sharding import partitioned
 from vtskip.plan import LayerPlan, RowMap, RowSet
 from vtskip.rowset import on_device
@@ -138,6 +139,11 @@ class Execution:
         gain_row: Tensor | None = None,
         gain_key: Tensor | None = None,
     ) -> Tensor:
+        if self.kwargs.get("is_causal") is False and self.step.received is None:
+            raise ModelError(
+                "is_causal=False was given to a layer whose queries and keys are different rows, which vtskip orders by "
+                "position; give a 4-D attention_mask instead"
+            )
         layer, queries, keys = self.layer, self.layout(self.attend), Keys(self, self.layout(self.expose))
         if queries.empty and keys.layout.empty:
             self.write_nothing(x)
