@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from vtskip.data.dialogue import Dialogue, narration_samples
-from vtskip.data.files import read_json
+from vtskip.data.files import read_members
 from vtskip.data.rows import OnError, Row, Splits, Watch, chosen, collect, find_video, slack_of
 from vtskip.data.timeline import Narration, clean_text
 from vtskip.data.types import Sample
 from vtskip.data.video import probe
 from vtskip.errors import ConfigError
 
-PASSES = (1, 2)
+PASSES, VIDEOS = (1, 2), "videos"
 Entry = tuple[Row, Any, str, str, str]  # place, record, names of its time and text, who wrote it
 
 
@@ -35,35 +35,47 @@ def read_narrations(
 ) -> Iterator[Sample]:
     """One sample per annotator's stream (several where ``max_frames`` cuts it) of the videos in ``folder/{uid}.mp4``.
 
+    In the order of the file, which is read twice, video by video: first to see what is in it and that it is whole. Its close to
+    a gigabyte of text would be several of objects.
+
     ``split`` needs ``splits``, lists of video ids per split. ``passes`` chooses passes of the public file. Raises DataError
     naming file, video and narration for a missing key, a time that is not one or lies past the end, an unknown split.
     """
     path, videos = Path(path), Path(videos)
-    records, shape = _records(path)
+    uids, shape = _index(path)
     if passes is not None and shape is not _public:
         raise ConfigError(f"{path}: this file does not tell the passes apart; leave 'passes' out")
-    uids = chosen(Row(path, ""), records, split, splits)
+    wanted = set(chosen(Row(path, ""), dict.fromkeys(uids), split, splits))
 
-    def read(uid: str) -> list[Sample]:
-        entries = list(shape(Row(path, f"video {uid!r}"), records[uid], passes or PASSES))
+    def read(unit: tuple[str, Any]) -> list[Sample]:
+        uid, record = unit
+        entries = list(shape(Row(path, f"video {uid!r}"), record, passes or PASSES))
         return _streams(uid, entries, videos, fps, dialogue or Dialogue(), path) if entries else []
 
-    return collect(uids, read, on_error, path)
+    found = read_members(path, VIDEOS)
+    units = ((uid, record) for under, uid, record in found if under == (shape is _redacted) and uid in wanted)
+    return collect(units, read, on_error, path)
 
 
 Shape = Callable[[Row, Any, Sequence[int]], Iterator[Entry]]
 
 
-def _records(path: Path) -> tuple[dict[str, Any], Shape]:
-    """Video id -> record, and the reader of a record of this shape."""
-    value = Row(path, "").mapping(read_json(path))
-    if isinstance(value.get("videos"), dict):
-        return value["videos"], _redacted
-    records = [r for r in value.values() if isinstance(r, dict)]
-    if any("status" in r or any(k.startswith("narration_pass") for k in r) for r in records):
-        return value, _public
-    if any(r and all(isinstance(stream, list) for stream in r.values()) for r in records):
-        return value, _written
+def _index(path: Path) -> tuple[list[str], Shape]:
+    """The video ids of a file, and the reader of a record of its shape. Raises DataError for another shape, a fault in the
+    file's JSON, a video that is there twice."""
+    uids: dict[bool, dict[str, None]] = {False: {}, True: {}}
+    public = written = False
+    for under, uid, record in read_members(path, VIDEOS):
+        if uid in uids[under]:
+            raise Row(path, "").error(f"video {uid!r} is there twice")
+        uids[under][uid] = None
+        if not under and isinstance(record, dict):
+            public |= "status" in record or any(key.startswith("narration_pass") for key in record)
+            written |= bool(record) and all(isinstance(stream, list) for stream in record.values())
+    if uids[True]:
+        return list(uids[True]), _redacted
+    if public or written:
+        return list(uids[False]), _public if public else _written
     raise Row(path, "").error(
         "not an Ego4D narration file; expected video ids with 'narration_pass_1'/'narration_pass_2', or the key 'videos'"
     )

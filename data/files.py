@@ -11,6 +11,7 @@ from vtskip.errors import DataError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 CHUNK = 1 << 20  # characters read at a time from a long array
+LONGEST_BREAK = 4  # characters of a number that say nothing without those behind them, such as "e-"
 
 
 def parse_json(text: str, place: str) -> Any:
@@ -52,6 +53,38 @@ def read_array(path: Path) -> Iterator[Any]:
             raise DataError(f"{path}: not valid JSON: something follows the list")
 
 
+def read_members(path: Path, inner: str) -> Iterator[tuple[bool, str, Any]]:
+    """``(whether under inner, key, value)`` of the members of a JSON object, one at a time, and in place of the object under
+    ``inner`` those of that: the file is never in memory as a whole. Raises DataError naming the file.
+    """
+    with _readable(path) as file:
+        pieces = _Pieces(file, path)
+        yield from _members(pieces, inner, False)
+        if pieces.peek():
+            raise DataError(f"{path}: not valid JSON: something follows the object")
+
+
+def _members(pieces: "_Pieces", inner: str | None, under: bool) -> Iterator[tuple[bool, str, Any]]:
+    if pieces.peek() != "{":
+        raise DataError(f"{pieces.path}: expected an object, got {pieces.peek()!r}")
+    pieces.at += 1
+    place, first = "its first key", True
+    while pieces.peek() != "}":
+        if not first:
+            pieces.expect(",", f"behind {place}")
+        if pieces.peek() != '"':
+            raise DataError(f"{pieces.path}: not valid JSON: expected a key behind {place}, got {pieces.peek()!r}")
+        key = pieces.value(f"{pieces.path}: the key behind {place}")
+        place, first = repr(key[:80]), False
+        pieces.expect(":", f"behind {place}")
+        if key == inner and pieces.peek() == "{":
+            yield from _members(pieces, None, True)
+        else:
+            pieces.peek()  # to where the value starts
+            yield under, key, pieces.value(f"{pieces.path}: {place}")
+    pieces.at += 1
+
+
 def first_character(path: Path) -> str:
     """The first character that is no space, empty for an empty file."""
     with _readable(path) as file:
@@ -78,11 +111,22 @@ class _Pieces:
             if self.at < len(self.text) or not self.more():
                 return self.text[self.at : self.at + 1]
 
+    def expect(self, character: str, where: str) -> None:
+        """Step over a character. Raises DataError for another one."""
+        found = self.peek()
+        if found != character:
+            raise DataError(f"{self.path}: not valid JSON: expected {character!r} {where}, got {found!r}")
+        self.at += 1
+
     def value(self, place: str) -> Any:
         """The JSON value that starts here."""
         while True:
             try:
-                value, self.at = self.decoder.raw_decode(self.text, self.at)
+                value, end = self.decoder.raw_decode(self.text, self.at)
+                size = end - self.at
+                if len(self.text) - end < LONGEST_BREAK and self.more():
+                    continue  # a number may go on in what follows
+                self.at += size
                 return value
             except RecursionError:
                 raise DataError(f"{place}: not valid JSON: nested too deeply") from None

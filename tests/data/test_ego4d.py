@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vtskip.data import ego4d
+from vtskip.data import ego4d, files
 from vtskip.data.dialogue import Dialogue
 from vtskip.errors import ConfigError, DataError, VideoError
 
@@ -171,8 +171,12 @@ def test_a_time_up_to_one_model_frame_over_the_end_is_the_last_frame(write, clip
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "not valid JSON.*line 1"),
-        ("[]", "expected an object, got list"),
+        ("{", "not valid JSON: expected a key"),
+        ('{"a": {"status": "complete"}', "not valid JSON: expected ',' behind 'a', got ''"),
+        ('{"a": {"status": "complete"}} x', "not valid JSON: something follows"),
+        ('{"a": {"status": ""}, "a": {}}', "video 'a' is there twice"),
+        ('["a"]', r"expected an object, got '\["),
+        (" ", "expected an object, got ''"),
         ('{"a": {}}', "not an Ego4D narration file"),
     ],
 )
@@ -180,6 +184,33 @@ def test_files_of_another_shape(write, clips, content, message):
     path = write(content)
     with pytest.raises(DataError, match=f"{path}: {message}"):
         read_narrations(path, clips, 2)
+
+
+def test_a_large_file_is_read_video_by_video(write, clips, monkeypatch):
+    """A thousand videos, of which two are asked for: no more of the text is held than a video and a piece."""
+    values = {f"v{i}": copy.deepcopy(_public()["b"]) for i in range(1000)} | _public()
+    path, held = write(values), []
+    monkeypatch.setattr(files, "CHUNK", 512)
+    more = files._Pieces.more
+    monkeypatch.setattr(files._Pieces, "more", lambda pieces: (more(pieces), held.append(len(pieces.text)))[0])
+    samples = read_narrations(path, clips, 2, "train", {"train": ["b", "a"]})
+    assert [s.uid for s in samples] == ["a/a1", "a/a2", "b/b1"]
+    assert len(held) > 500 and max(held) < 4000 < path.stat().st_size / 50
+
+
+@pytest.mark.parametrize("piece", range(1, 12))
+def test_members_of_an_object_in_pieces_of_any_size(tmp_path, monkeypatch, piece):
+    """Numbers, escapes and words are cut at every place; what stands under one key is told member by member."""
+    value = {"date": 220817, "x": -1.5e-07, "y": 1e22, 'é"}': [True, None, {"a": "\U0001f373 \\"}], "z": False}
+    value |= {"videos": {"a": {"videos": 12.25}, "b": 3, "": []}, "_map_errs": {}, "last": 0.125}
+    path = tmp_path / "a.json"
+    monkeypatch.setattr(files, "CHUNK", piece)
+    told = [(False, key, one) for key, one in value.items() if key != "videos"]
+    inner = [(True, key, one) for key, one in value["videos"].items()]
+    for indent in (None, 1):
+        path.write_text(json.dumps(value, indent=indent, ensure_ascii=piece % 2 == 0), encoding="utf-8")
+        found = list(files.read_members(path, "videos"))
+        assert found == [*told[:5], *inner, *told[5:]]
 
 
 def test_missing_files(write, clips, tmp_path):
