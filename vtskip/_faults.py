@@ -81,11 +81,30 @@ def locate(values: Any, location: tuple[Any, ...], source: str) -> tuple[str, st
     return where, ".".join(key)
 
 
+def changed_inside(values: Any, location: tuple[Any, ...]) -> list[str]:
+    """The overrides of keys inside what stands at ``location``: a check of the whole may be about one of them.
+
+    (A key of a value that an override gave has the line in that value.)
+    """
+    for part in location:
+        held = range(len(values)) if isinstance(values, list) else values if isinstance(values, dict) else ()
+        values = values[part] if part in held else values
+    inner = list(values.values()) if isinstance(values, dict) else values if isinstance(values, list) else []
+    own = [
+        place
+        for place in getattr(values, "origin", {}).values()
+        if place.startswith("override ") and place[-1] in "'\""
+    ]
+    return own + [place for value in inner for place in changed_inside(value, ())]
+
+
 def _line(fault: Any, model: type[BaseModel], values: Any, source: str) -> str:
     location, kind, given = fault["loc"], fault["type"], _short.repr(fault["input"])
     where, key = locate(values, location, source)
     prefix = f"{where}: {key}: " if key else f"{where}: "
     own = fault.get("ctx", {}).get("error")
+    if own is not None and location and (overrides := changed_inside(values, location)):
+        prefix = prefix.replace(where, f"{where} with {', '.join(overrides)}", 1)
     if kind == "extra_forbidden":
         models = follow(model, location[:-1])
         for own_names in (getattr(m, "renamed", {}) for m in models):

@@ -10,6 +10,8 @@ from vtskip.data.types import Sample
 from vtskip.errors import DataError
 from vtskip.train.chat import ChatTemplate
 from vtskip.train.chat_collate import ChatCollator
+from vtskip.train.loading import batches_of
+from vtskip.train.options import Sampling
 
 KINDS = {"llava": stand_ins.llava, "llava_next": stand_ins.llava_next, "qwen2_5_vl": stand_ins.qwen2_5_vl}
 
@@ -129,6 +131,15 @@ def test_lengths_are_about_right(family, data):
     for uid in ("one", "text"):
         sample = samples(data)[uid]
         assert abs(template.length(sample) - template.encode(sample)["input_ids"].shape[1]) < 120
+
+
+def test_lengths_are_exact_for_a_budget_and_read_no_picture_for_groups(family, data, monkeypatch):
+    _, template = family
+    found, collate = [samples(data)[uid] for uid in ("one", "text")], ChatCollator(template)
+    exact = batches_of(found, collate, 1, Sampling(tokens=10_000), 0)
+    assert exact.lengths == [template.encode(sample)["input_ids"].shape[1] for sample in found]
+    monkeypatch.setattr(ChatTemplate, "look", lambda *_: pytest.fail("a picture is read"))
+    assert batches_of(found, collate, 1, Sampling(group=["length"]), 0).lengths == [*map(template.length, found)]
 
 
 def test_streams_to_narrate_are_refused(family, tmp_path):

@@ -128,6 +128,20 @@ def test_keys_of_other_programs_are_answered_with_ours(tmp_path):
         load_config(TrainConfig, CONFIGS / "train" / "tiny_dense.yaml", ["optim.lora_rank=8"])
 
 
+def test_a_fault_of_a_group_names_the_overrides_inside_it():
+    path = CONFIGS / "train" / "composition_tiny.yaml"
+    for overrides, said in (
+        (["method.0.keep=2"], r"composition_tiny.yaml:\d+ with override 'method.0.keep=2': method: .*keep: got 2"),
+        (["optim.warmup=90"], r"composition_tiny.yaml:\d+ with override 'optim.warmup=90': optim: warmup 90"),
+        (
+            ["method={name: mod}", "method.keep=2"],
+            r"^override 'method={name: mod}' with override 'method.keep=2': method:",
+        ),
+    ):
+        with pytest.raises(VtskipError, match=said):
+            load_config(TrainConfig, path, overrides)
+
+
 def test_every_key_that_is_named_instead_is_one():
     for key, here in NAMES.items():
         for name in here.partition(":")[0].split(" and "):
