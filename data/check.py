@@ -96,6 +96,10 @@ def check(config: DataConfig, all_frames: bool = False, progress: Progress | Non
     except DataError as e:
         report.units += 1
         report.fault(str(config.annotations or config.root), kind_of(e), str(e))
+    if not report.units:
+        place = str(config.annotations or config.root)
+        report.units = 1
+        report.fault(place, "nothing there", f"{place}: no videos or records")
     return report
 
 

@@ -110,7 +110,9 @@ class Evaluation:
             asked, checkpoint, config.seed, example, config.random_checkpoint, config.checkpoints
         )
         self.priors = [name for name in config.rows if name in PRIORS]
-        self.guesses = {(name, s.task.task): _guesses(name, s) for name in self.priors for s in sets}
+        self.guesses: dict[tuple[str, str], Callable[[Sample], str] | None] = {
+            (name, s.task.task): _guesses(name, s) for name in self.priors for s in sets
+        }
         for name in self.priors:
             if not any(self.guesses[name, s.task.task] for s in sets):
                 raise ConfigError(f"rows: {name!r} has no answer to any of the tasks {[s.task.task for s in sets]}")

@@ -37,8 +37,8 @@ class TaskSet:
     data: DataConfig
     samples: list[Sample]
     scorer: Scorer
-    prior: DataConfig | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    prior: DataConfig | None = None
 
     def cluster(self, sample: Sample) -> str:
         return str(sample.meta.get(self.task.cluster_by, sample.video))

@@ -95,6 +95,15 @@ def test_unreadable_annotations_are_one_fault(tmp_path):
     assert picture(report, "none").startswith(b"\x89PNG")
 
 
+def test_a_file_with_nothing_in_it_is_a_fault(tmp_path, media):
+    (tmp_path / "chat.jsonl").write_text("\n")
+    report = check(DataConfig(kind="messages", annotations=tmp_path / "chat.jsonl", videos=media))
+    assert [(kind, message) for _, kind, message in report.faults] == [
+        ("nothing there", f"{tmp_path}/chat.jsonl: no videos or records")
+    ]
+    assert report.share == 1
+
+
 def test_summary():
     assert summary([]) is None
     assert summary([4, 1, 3]) == {"count": 3, "total": 8, "min": 1, "median": 3, "mean": 8 / 3, "max": 4}
