@@ -5,9 +5,15 @@ from difflib import get_close_matches
 
 
 class VtskipError(ValueError):
-    """Base of all errors that are the input's fault. The command line prints it on one line and exits with ``exit_code``."""
+    """Base of all errors that are the input's fault. The command line prints it on one line and exits with ``exit_code``.
+
+    A message can always be written as UTF-8, whatever of the input it quotes: JSON may hold lone surrogates.
+    """
 
     exit_code = 2
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(a.encode("utf-8", "backslashreplace").decode() if isinstance(a, str) else a for a in args))
 
 
 class ConfigError(VtskipError):
