@@ -17,7 +17,7 @@ DEMO_ENV := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=fal
 .PHONY: help setup demo eval-small test test-slow test-oldest lint format clean
 help:
 	@echo "make demo       set up, make video clips, fine-tune a small model that skips, narrate a clip, evaluate"
-	@echo "make eval-small the demo's model on all tasks, against all baselines: report.md and report.png (makes the demo first)"
+	@echo "make eval-small the demo's model on every task but visual_qa, against all baselines: report.md and report.png (makes the demo first)"
 	@echo "make test       set up, run the tests"
 	@echo "make test-slow  the tests that 'make test' leaves out"
 	@echo "make test-oldest the core tests on the oldest transformers that is supported"
