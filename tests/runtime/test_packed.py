@@ -283,3 +283,27 @@ def test_adapters_inside_the_layers_run(ran):
         with vtskip.attach(tuned, "dense"):
             assert (tuned(**batch).logits[real] - expected).abs().max() <= 1e-12
     assert ran["packed"] == 4
+
+
+@pytest.mark.parametrize("spec", [DENSE, {"name": "mod", "keep": 0.5}], ids=["dense", "mod"])
+def test_an_adapter_for_each_sample(ran, spec):
+    """PEFT finds the samples of a batch by its first dimension: their rows are not put behind one another."""
+    peft = pytest.importorskip("peft")
+    family = FAMILIES["llava-llama"]
+    model, batch = family.model(), family.batch(["long", "short"])
+    names = [f"layers.{i}.mlp.up_proj" for i in range(4)]
+    config = peft.LoraConfig(r=2, target_modules=names, init_lora_weights=False)
+    with vtskip.attach(model, spec):
+        tuned = peft.get_peft_model(model, config)
+        tuned.add_adapter("other", config)
+        tuned.double().eval()
+        real, outputs = batch["attention_mask"].bool(), {}
+        with torch.no_grad():
+            for first, second in (("default", "other"), ("default", "default"), ("other", "other")):
+                outputs[first, second] = tuned(**batch, adapter_names=[first, second]).logits
+        mixed = outputs["default", "other"]
+        for sample, name in enumerate(["default", "other"]):
+            alone = outputs[name, name][sample][real[sample]]
+            assert (mixed[sample][real[sample]] - alone).abs().max() <= 1e-12
+        assert (mixed[0] - outputs["other", "other"][0])[real[0]].abs().max() > 1e-3
+    assert ran["packed"] == 0

@@ -44,7 +44,7 @@ def runs_packed(ex: Execution) -> bool:
         return False
     if is_static(ex.stored) or ex.partitioned or any(s.least and not len(s) for s in sets):
         return False
-    return ex.layer.vtskip.runtime.inner is None and not watched(ex.layer.self_attn)
+    return ex.layer.vtskip.runtime.inner is None and not (watched(ex.layer.self_attn) or adapted_by_sample(ex.layer))
 
 
 def may_gain(layer: nn.Module, x: Tensor) -> bool:
@@ -71,6 +71,12 @@ def watched(attn: nn.Module) -> bool:
     if (patched and "_hf_hook" not in attn.__dict__) or class_is_patched(type(attn)):
         return True
     return any(getattr(hook, "__name__", "") != CAPTURE for hook in hooks_of(attn))
+
+
+def adapted_by_sample(layer: nn.Module) -> bool:
+    """Whether PEFT was told an adapter for each sample (``adapter_names``), which it finds again by the first dimension."""
+    hooks = (hook for module in layer.modules() for hook in module._forward_pre_hooks.values())
+    return any("adapter_names" in getattr(hook, "keywords", ()) for hook in hooks)
 
 
 def class_is_patched(cls: type[nn.Module]) -> bool:
