@@ -48,6 +48,18 @@ def test_every_method_costs_the_same_with_and_without_weights(row, prompt):
     assert [len(c.groups[0]) for c in found[0].layers] == [prompt.groups] * 4
 
 
+def test_routers_that_only_all_processes_can_gather_are_not_called():
+    """Under ZeRO-3 a call of a module gathers its weights in every process; a model card is written by one."""
+    with vtskip.attach(TINY.model(torch.float32), {"name": "mod", "keep": 0.4}) as handle:
+        expected = prefill_report(handle)
+        layers = handle.model.get_decoder().layers
+        for parameter in layers[0].parameters():
+            parameter.ds_id = 0  # as DeepSpeed marks them; small ones stay whole
+        for layer in layers:
+            layer.vtskip.register_forward_pre_hook(lambda *args: pytest.fail("called in one process"))
+        assert prefill_report(handle) == expected
+
+
 def test_groups_are_as_equal_as_can_be():
     assert Prompt(4, 10, 3).row_map().sizes == ((3, 3, 4),)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vtskip.cost import kv_row_bytes
 from vtskip.errors import ModelError, one_line
 from vtskip.models.families import decoder_of
-from vtskip.models.sharding import elsewhere
+from vtskip.models.sharding import elsewhere, partitioned
 from vtskip.plan import SCORES, VIT_CLS, VIT_LOGITS, RowMap
 from vtskip.runtime.attach import Handle
 from vtskip.runtime.report import Report, make_report
@@ -55,16 +55,19 @@ def prefill_report(handle: Handle, prompt: Prompt = Prompt(), seed: int = 0) -> 
     layers = decoder_of(handle.model)[0].layers
     weight, here = next(layers[0].parameters()), [getattr(layer, "vtskip", None) for layer in layers]
     planners: list[Any] = here
-    if elsewhere(weight):
+    away = elsewhere(weight) or partitioned(
+        weight
+    )  # the latter gathers routers, in all processes, when they are called
+    if away:
         fresh: Any = handle.method.planners(handle.shape)
         fresh = [None if new is None else new.train(layers.training) for new in fresh]
         planners = [WholeLayer() if new is None and old is not None else new for new, old in zip(fresh, here)]
-    device = torch.device("cpu") if elsewhere(weight) else weight.device
+    device = torch.device("cpu") if away else weight.device
     rows, state = prompt.row_map(device), StepState(every_step=handle.state.every_step)
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator).to(device, torch.float32 if elsewhere(weight) else weight.dtype)
+        return torch.randn(*size, generator=generator).to(device, torch.float32 if away else weight.dtype)
 
     hidden = noise(1, prompt.length, handle.shape.hidden)
     state.reset(handle.shape.layers)

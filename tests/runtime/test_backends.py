@@ -26,6 +26,10 @@ SEAMS = [
     pytest.param({"name": "fastv", "keep": 0.3, "layer": 1}, id="scores"),
 ]
 EXACT = 1e-12
+# torch 2.13's code generator for CPUs names a variable of this mask that it does not declare.
+NO_CPP = pytest.mark.xfail(
+    raises=RuntimeError, strict=True, reason="the C++ that torch makes of this mask does not compile"
+)
 
 
 @functools.cache
@@ -272,7 +276,7 @@ def test_changing_the_implementation_after_attaching(on):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of transformers and torch among themselves
-@pytest.mark.parametrize("spec", [SEAMS[0], SEAMS[3]])
+@pytest.mark.parametrize("spec", [SEAMS[0], pytest.param(*SEAMS[3].values, id="query", marks=NO_CPP)])
 def test_compiled_flex(spec):
     """The same with Hugging Face's compiled flex attention, which on a CPU runs forward only."""
     family, model = FAMILIES["llava-llama"], model_of("llava-llama", torch.float32)
