@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests import flash_standin
 from vtskip.errors import ConfigError
-from vtskip.kernels import choice, dispatch, sdpa
+from vtskip.kernels import causal_blocks, choice, dispatch
 from vtskip.kernels.dispatch import PackedRows, decode_attention, packed_attention
 from vtskip.kernels.packing import segments_of
 
@@ -163,6 +163,17 @@ def test_sdpa_reads_no_key_behind_a_segment(monkeypatch, window):
     assert calls == list(zip(*lens))
 
 
+def counted(patch):
+    """Queries and keys of each call of the kernel that runs a block."""
+    calls, run = [], causal_blocks.FORWARD
+    patch.setattr(
+        causal_blocks,
+        "FORWARD",
+        lambda q, k, v, **more: (calls.append((q.shape[2], k.shape[2])), run(q, k, v, **more))[1],
+    )
+    return calls
+
+
 @SETTINGS
 @given(
     lens=st.lists(st.integers(0, 23), min_size=1, max_size=3),
@@ -175,16 +186,12 @@ def test_causal_blocks_are_the_rule(lens, block, window, dtype, seed):
     """Also where the last block is short, and heads share keys."""
     rows = make_rows(lens, lens, True, False, seed)
     qkv = [t.to(dtype).requires_grad_() for t in tensors(rows, 4, 2)]
-    before, calls, attend = (sdpa.BLOCK, sdpa.LONGEST), [], sdpa.scaled_dot_product_attention
-    threads = torch.get_num_threads()
-    counted = lambda q, k, v, **more: (calls.append((q.shape[2], k.shape[2])), attend(q, k, v, **more))[1]  # noqa: E731
-    try:
-        torch.set_num_threads(1)
-        sdpa.BLOCK, sdpa.LONGEST, sdpa.scaled_dot_product_attention = block, 20, counted
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 1)
+        patch.setattr(causal_blocks, "BLOCK", block)
+        patch.setattr(causal_blocks, "LONGEST", 20)
+        calls = counted(patch)
         out = packed_attention(*qkv, rows, scale=SCALE, window=window, kernel="sdpa")
-    finally:
-        sdpa.BLOCK, sdpa.LONGEST, sdpa.scaled_dot_product_attention = *before, attend
-        torch.set_num_threads(threads)
     expected, atol = by_mask(*qkv, rows, window, None), 1e-12 if dtype == torch.float64 else 5e-6
     assert torch.allclose(out, expected, rtol=0, atol=atol)
     if any(lens):
@@ -192,20 +199,18 @@ def test_causal_blocks_are_the_rule(lens, block, window, dtype, seed):
         assert all(torch.allclose(a, b, rtol=0, atol=4 * atol) for a, b in zip(ours, truth))
     if window is None:
         cut = lambda n: [(min(block, n - i), min(i + block, n)) for i in range(0, n, block)]  # noqa: E731
-        assert calls == [call for n in lens if n for call in (cut(n) if block < n <= 20 else [(n, n)])]
+        assert calls == ([call for n in lens for call in cut(n)] if block < max(lens) <= 20 else [])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["own keys", "shared keys"])
 def test_causal_blocks_are_as_exact_as_the_reference(monkeypatch, dtype, heads):
     """Within twice the error that the reference has in the working type, plus rounding; gradients, too."""
-    monkeypatch.setattr(sdpa, "BLOCK", 16)
+    monkeypatch.setattr(causal_blocks, "BLOCK", 16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     rows = make_rows((70, 33), (70, 33), True, False, 0)
     leaves = tensors(rows, *heads, dtype)
-    calls, attend = [], sdpa.scaled_dot_product_attention
-    counted = lambda q, *args, **options: (calls.append(q.shape[2]), attend(q, *args, **options))[1]  # noqa: E731
-    monkeypatch.setattr(sdpa, "scaled_dot_product_attention", counted)
+    calls = counted(monkeypatch)
 
     def run(kernel, kind):
         own = [t.to(kind).requires_grad_() for t in leaves]
@@ -214,7 +219,7 @@ def test_causal_blocks_are_as_exact_as_the_reference(monkeypatch, dtype, heads):
 
     truth = run("reference", torch.float64)
     ours, plain = run("sdpa", dtype), run("reference", dtype)
-    assert calls == [16] * 4 + [6] + [16] * 2 + [1]
+    assert [queries for queries, _ in calls] == [16] * 4 + [6] + [16] * 2 + [1]
     for a, b, t in zip(ours, plain, truth):
         rounding = 4 * torch.finfo(dtype).eps * t.abs().max()
         assert a.dtype == dtype and (a - t).abs().max() <= 2 * (b - t).abs().max() + rounding

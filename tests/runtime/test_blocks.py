@@ -10,7 +10,7 @@ from tests import flash_standin
 from tests.methods_matrix import MATRIX
 from tests.tiny import FAMILIES
 from vtskip.errors import ModelError
-from vtskip.kernels import sdpa
+from vtskip.kernels import causal_blocks
 from vtskip.runtime import execution
 from vtskip.runtime.packed import class_is_patched, sdpa_is_patched
 
@@ -34,7 +34,7 @@ def model(family):
 def blocks(monkeypatch):
     """Blocks small enough for tiny models; how many layers ran with them."""
     ran, attend = [], execution.packed_attention
-    monkeypatch.setattr(sdpa, "BLOCK", 4)
+    monkeypatch.setattr(causal_blocks, "BLOCK", 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(execution, "packed_attention", lambda ex, *args: (ran.append(ex.index), attend(ex, *args))[1])
     return ran
@@ -57,7 +57,7 @@ def test_blocks_change_nothing_but_the_products(family, model, blocks, monkeypat
     batch = family.batch(EVEN)
     *ours, report = run(model, batch, spec)
     assert (len(blocks) > 0) == (family.name not in MASKED)
-    monkeypatch.setattr(sdpa, "LONGEST", 0)
+    monkeypatch.setattr(causal_blocks, "LONGEST", 0)
     blocks.clear()
     *theirs, plain = run(model, batch, spec)
     assert not blocks
@@ -182,8 +182,8 @@ def test_gradients(blocks, monkeypatch, checkpoints):
         model.enable_input_require_grads()
     found = []
     with vtskip.attach(model, {"name": "mod", "keep": 0.5}):
-        for longest in (sdpa.LONGEST, 0):
-            monkeypatch.setattr(sdpa, "LONGEST", longest)
+        for longest in (causal_blocks.LONGEST, 0):
+            monkeypatch.setattr(causal_blocks, "LONGEST", longest)
             blocks.clear()
             model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
             assert len(set(blocks)) == (longest and 3), "of the last layer only the rows with a label ask"

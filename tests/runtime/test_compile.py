@@ -9,7 +9,7 @@ import vtskip
 from tests.methods_matrix import MATRIX
 from tests.tiny import FAMILIES, TEXT
 from vtskip.errors import ConfigError, ModelError
-from vtskip.kernels import sdpa
+from vtskip.kernels import causal_blocks
 from vtskip.plan import MOVABLE, RowMap, RowSet, rows_to_keep, rows_to_keep_of
 
 EXACT = 1e-12
@@ -79,7 +79,7 @@ def test_one_graph_with_the_same_results_and_report(model, compiled, spec):
 @pytest.mark.parametrize("spec", [{"name": "dense"}, SEAMS[0].values[0]], ids=["dense", "block"])
 def test_the_lossless_savings_leave_one_graph(model, compiled, spec, monkeypatch):
     """Prompts of one length that could run their attention in blocks: graphs are not split for it."""
-    monkeypatch.setattr(sdpa, "BLOCK", 4)
+    monkeypatch.setattr(causal_blocks, "BLOCK", 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     with torch.no_grad(), vtskip.attach(model, spec) as handle:
         expected = run(model, handle, 5)

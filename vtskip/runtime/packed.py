@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vtskip.kernels.causal_blocks import by_blocks
 from vtskip.kernels.choice import Call, choose, requested
 from vtskip.kernels.dispatch import PackedRows
 from vtskip.kernels.dispatch import packed_attention as by_kernel
 from vtskip.kernels.packing import Segment, segments_of
-from vtskip.kernels.sdpa import by_blocks
 from vtskip.plan import ON_HOST
 from vtskip.runtime.attention import CAPTURE, attended, soft_cap
 from vtskip.runtime.cache import is_static
