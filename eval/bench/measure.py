@@ -150,8 +150,9 @@ class Bench:
         self.model.eval()
         self.prefill(batch)
 
-    @torch.no_grad()
+    @torch.enable_grad()
     def _train_forward(self, batch: Batch) -> None:
+        """With gradients: some methods choose otherwise where they learn."""
         self.model.train()
         inputs = batch.inputs(slice(0, batch.length))
         self.model(inputs_embeds=batch.embeds, labels=batch.labels, use_cache=False, **inputs)
